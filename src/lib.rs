@@ -1,0 +1,21 @@
+//! Casebook: the system of record for decisions that machines make about people.
+
+pub mod error;
+
+/// Messages and service traits generated from `proto/`.
+pub mod pb {
+    #![allow(clippy::all, clippy::pedantic)]
+    tonic::include_proto!("casebook.v1");
+
+    /// The standard health protocol.
+    pub mod health {
+        #![allow(clippy::all, clippy::pedantic)]
+        tonic::include_proto!("grpc.health.v1");
+    }
+
+    /// Every message and service, for reflection and for the tests that walk them.
+    pub const DESCRIPTOR_SET: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
+}
+
+pub use error::{Error, Result};

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Any cause, kept for the log and never shown to a caller.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+/// Any cause, kept for the log and never shown to a caller. Shared, because one lost connection answers a whole batch.
+pub type Cause = std::sync::Arc<dyn std::error::Error + Send + Sync>;
 
 /// The stable, machine-readable name of a failure: `google.rpc.ErrorInfo.reason`, and
 /// `casebook.v1.ErrorReason` without its prefix.
@@ -69,7 +69,7 @@ pub struct Violation {
     pub description: String,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Change the request: these fields are wrong.
     #[error("{}", describe(.violations))]
@@ -155,12 +155,12 @@ impl Error {
         Self::NotFound { kind, id: id.into() }
     }
 
-    pub fn internal(cause: impl Into<Cause>) -> Self {
-        Self::Internal(cause.into())
+    pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Internal(Cause::from(cause.into()))
     }
 
-    pub fn unavailable(cause: impl Into<Cause>) -> Self {
-        Self::Unavailable { backend: "postgres", cause: cause.into() }
+    pub fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable { backend: "postgres", cause: Cause::from(cause.into()) }
     }
 
     /// The machine-readable reason.

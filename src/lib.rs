@@ -1,6 +1,8 @@
 //! Casebook: the system of record for decisions that machines make about people.
 
 pub mod error;
+pub mod store;
+pub mod telemetry;
 
 /// Messages and service traits generated from `proto/`.
 pub mod pb {
@@ -18,4 +20,4 @@ pub mod pb {
         include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
 }
 
-pub use error::{Error, Result};
+pub use error::{Error, Reason, Result};

@@ -1,0 +1,172 @@
+-- The wall between tenants, the log that every change goes into, and the request ledger.
+--
+-- Tables live in the schema `casebook` and belong to the role that migrates. The service's role, casebook_app, has no
+-- right on them: it works through views in the schema `wall`, each of which shows one tenant's rows. The views are not
+-- security barriers, so that GIN indexes stay usable; therefore no statement may hold an expression that can raise on
+-- another tenant's row. Row-level security is on for every other role that is granted a table.
+
+-- In `public`, so that dropping our schema never drops the extension with other people's columns.
+CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
+
+-- Roles belong to the whole cluster: another database of it may have made this one, even at this moment.
+DO $$
+BEGIN
+  CREATE ROLE casebook_app NOLOGIN;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+END
+$$;
+
+-- So that the migrating role may become casebook_app where no separate login is set up.
+DO $$
+BEGIN
+  IF NOT pg_has_role(current_user, 'casebook_app', 'MEMBER') THEN
+    EXECUTE format('GRANT casebook_app TO %I', current_user);
+  END IF;
+EXCEPTION WHEN insufficient_privilege OR unique_violation THEN NULL;
+END
+$$;
+
+CREATE SCHEMA wall;
+REVOKE ALL ON SCHEMA casebook FROM PUBLIC;
+GRANT USAGE ON SCHEMA wall TO casebook_app;
+
+-- Puts one table behind the wall. Run again after adding a column, so that the view shows it.
+CREATE PROCEDURE casebook.build_wall(noun regclass, rights text DEFAULT 'SELECT, INSERT, UPDATE')
+LANGUAGE plpgsql AS $$
+DECLARE
+  name text := (SELECT relname FROM pg_class WHERE oid = noun);
+  mine text := 'tenant_id = NULLIF(current_setting(''casebook.tenant'', true), '''')';
+BEGIN
+  EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', noun);
+  EXECUTE format('DROP POLICY IF EXISTS one_tenant ON %s', noun);
+  EXECUTE format('CREATE POLICY one_tenant ON %s USING (%s) WITH CHECK (%s)', noun, mine, mine);
+  EXECUTE format('CREATE OR REPLACE VIEW wall.%I AS SELECT * FROM %s WHERE %s WITH CASCADED CHECK OPTION',
+                 name, noun, mine);
+  EXECUTE format('GRANT %s ON wall.%I TO casebook_app', rights, name);
+END
+$$;
+
+-- The last number of each tenant's log. Its row is locked last in a write, so that the lock is short.
+CREATE TABLE casebook.log_head (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  seq bigint NOT NULL,
+  PRIMARY KEY (tenant_id)
+) WITH (fillfactor = 50);
+CALL casebook.build_wall('casebook.log_head');
+
+-- One row per change, append-only: the audit trail, the revisions and the change feed in one.
+CREATE TABLE casebook.log (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  seq bigint NOT NULL,
+  time timestamptz NOT NULL,
+  kind text COLLATE "C" NOT NULL,
+  uid uuid NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  version bigint NOT NULL,
+  action text COLLATE "C" NOT NULL,
+  method text COLLATE "C" NOT NULL,
+  principal text COLLATE "C" NOT NULL,
+  actor text COLLATE "C" NOT NULL,
+  ip_address text COLLATE "C" NOT NULL,
+  user_agent text COLLATE "C" NOT NULL,
+  request_id text COLLATE "C" NOT NULL,
+  trace_id text COLLATE "C" NOT NULL,
+  -- The caller's own remark on the write.
+  context jsonb,
+  -- The new version as canonical JSON (RFC 8785), keys named like the table's columns. Erasable.
+  document bytea,
+  -- Binds leaf and document: the leaf holds SHA-256(salt || document).
+  salt bytea NOT NULL,
+  -- The exact bytes that the audit tree will hash, and their RFC 6962 leaf hash.
+  leaf bytea NOT NULL,
+  leaf_hash bytea NOT NULL,
+  PRIMARY KEY (tenant_id, seq, time)
+) PARTITION BY RANGE (time);
+CREATE INDEX log_entity ON casebook.log (tenant_id, kind, id, seq);
+CREATE INDEX log_actor ON casebook.log (tenant_id, actor, seq) WHERE actor <> '';
+CREATE INDEX log_time ON casebook.log USING brin (time);
+-- Nothing is ever refused for want of a month's partition.
+CREATE TABLE casebook.log_default PARTITION OF casebook.log DEFAULT;
+CALL casebook.build_wall('casebook.log', 'SELECT, INSERT');
+
+-- Makes the partitions of this month and the next three. The server calls it at start and daily.
+CREATE FUNCTION wall.ensure_log_partitions() RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+  month date;
+  made integer := 0;
+BEGIN
+  PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('casebook.log partitions'));
+  FOR month IN SELECT (pg_catalog.date_trunc('month', pg_catalog.now()) + pg_catalog.make_interval(months => n))::date
+               FROM pg_catalog.generate_series(0, 3) AS n LOOP
+    IF pg_catalog.to_regclass(pg_catalog.format('casebook.log_%s', pg_catalog.to_char(month, 'YYYYMM'))) IS NULL
+       AND NOT EXISTS (SELECT 1 FROM casebook.log_default
+                       WHERE time >= month AND time < month + pg_catalog.make_interval(months => 1)) THEN
+      EXECUTE pg_catalog.format(
+        'CREATE TABLE casebook.log_%s PARTITION OF casebook.log FOR VALUES FROM (%L) TO (%L)',
+        pg_catalog.to_char(month, 'YYYYMM'), month, (month + pg_catalog.make_interval(months => 1))::date);
+      made := made + 1;
+    END IF;
+  END LOOP;
+  RETURN made;
+END
+$$;
+REVOKE ALL ON FUNCTION wall.ensure_log_partitions() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.ensure_log_partitions() TO casebook_app;
+SELECT wall.ensure_log_partitions();
+
+-- Which calls were made with a request id, and which log entries answer them again.
+CREATE TABLE casebook.request_ledger (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  principal text COLLATE "C" NOT NULL,
+  method text COLLATE "C" NOT NULL,
+  request_id text COLLATE "C" NOT NULL,
+  -- SHA-256 of the canonical request.
+  digest bytea NOT NULL,
+  create_time timestamptz NOT NULL DEFAULT now(),
+  -- The call's own entries: entry_count from first_seq on.
+  first_seq bigint NOT NULL DEFAULT 0,
+  entry_count integer NOT NULL DEFAULT 0,
+  -- Earlier entries that the answer showed because nothing had to change.
+  earlier_seqs bigint[] NOT NULL DEFAULT '{}',
+  PRIMARY KEY (tenant_id, principal, method, request_id)
+) WITH (fillfactor = 70);
+CREATE INDEX request_ledger_time ON casebook.request_ledger USING brin (create_time);
+CALL casebook.build_wall('casebook.request_ledger', 'SELECT, INSERT, UPDATE, DELETE');
+
+-- Forgets request ids older than keep_ms, at most `most` of them; returns how many.
+CREATE FUNCTION wall.expire_requests(keep_ms bigint, most integer) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
+  WITH old AS (
+    SELECT ctid FROM casebook.request_ledger
+    WHERE create_time < pg_catalog.now() - pg_catalog.make_interval(secs => keep_ms / 1000.0) LIMIT most
+  ), gone AS (
+    DELETE FROM casebook.request_ledger WHERE ctid IN (SELECT ctid FROM old) RETURNING 1
+  )
+  SELECT pg_catalog.count(*) FROM gone
+$$;
+REVOKE ALL ON FUNCTION wall.expire_requests(bigint, integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.expire_requests(bigint, integer) TO casebook_app;
+
+-- Secrets that all servers of one deployment share, such as the key that signs page tokens.
+CREATE TABLE casebook.deployment_secret (
+  name text PRIMARY KEY,
+  secret bytea NOT NULL
+);
+
+-- The secret of that name; the first caller's proposal becomes it.
+CREATE FUNCTION wall.deployment_secret(wanted text, proposal bytea) RETURNS bytea
+LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
+  INSERT INTO casebook.deployment_secret AS kept (name, secret) VALUES (wanted, proposal)
+  ON CONFLICT (name) DO UPDATE SET secret = kept.secret RETURNING secret
+$$;
+REVOKE ALL ON FUNCTION wall.deployment_secret(text, bytea) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.deployment_secret(text, bytea) TO casebook_app;
+
+-- The number of the newest migration applied.
+CREATE FUNCTION wall.schema_version() RETURNS integer
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
+  SELECT COALESCE(pg_catalog.max(version), 0)::integer FROM casebook.refinery_schema_history
+$$;
+REVOKE ALL ON FUNCTION wall.schema_version() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.schema_version() TO casebook_app;

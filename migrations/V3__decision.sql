@@ -1,0 +1,110 @@
+-- What machines decided about people, each critic's part in it, and who overruled it.
+CREATE TABLE casebook.decision (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  uid uuid NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  version bigint NOT NULL,
+  create_time timestamptz NOT NULL,
+  update_time timestamptz NOT NULL,
+  delete_time timestamptz,
+  created_by text NOT NULL,
+  updated_by text NOT NULL,
+  input_data jsonb NOT NULL,
+  final_verdict text COLLATE "C" NOT NULL,
+  reason text NOT NULL,
+  avg_confidence double precision CHECK (avg_confidence BETWEEN 0 AND 1),
+  ambiguity double precision CHECK (ambiguity BETWEEN 0 AND 1),
+  verdict_scores jsonb NOT NULL,
+  citations jsonb NOT NULL,
+  evidence jsonb NOT NULL,
+  policy_rules jsonb NOT NULL,
+  -- DecisionState: 1 final, 2 overridden.
+  state smallint NOT NULL CHECK (state BETWEEN 1 AND 2),
+  model_version text COLLATE "C" NOT NULL,
+  trace_id text COLLATE "C" NOT NULL,
+  decide_time timestamptz NOT NULL,
+  processing_time_us bigint CHECK (processing_time_us >= 0),
+  metadata jsonb NOT NULL,
+  labels jsonb NOT NULL,
+  retention_class text COLLATE "C" NOT NULL,
+  subject_id text COLLATE "C" NOT NULL,
+  -- SHA-256 of the canonical input_data, hex.
+  case_hash text COLLATE "C" NOT NULL,
+  PRIMARY KEY (tenant_id, uid)
+);
+CREATE UNIQUE INDEX decision_id ON casebook.decision (tenant_id, id) WHERE delete_time IS NULL;
+-- The newest first, all or of one verdict.
+CREATE INDEX decision_time ON casebook.decision (tenant_id, decide_time, uid) WHERE delete_time IS NULL;
+CREATE INDEX decision_verdict ON casebook.decision (tenant_id, final_verdict, decide_time, uid)
+  WHERE delete_time IS NULL;
+CREATE INDEX decision_subject ON casebook.decision (tenant_id, subject_id, decide_time, uid)
+  WHERE delete_time IS NULL AND subject_id <> '';
+-- Equality on labels.* and metadata.*
+CREATE INDEX decision_json ON casebook.decision USING gin (labels jsonb_path_ops, metadata jsonb_path_ops);
+CALL casebook.build_wall('casebook.decision');
+
+CREATE TABLE casebook.critic_output (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  uid uuid NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  version bigint NOT NULL,
+  create_time timestamptz NOT NULL,
+  update_time timestamptz NOT NULL,
+  -- Set and cleared together with the decision's.
+  delete_time timestamptz,
+  created_by text NOT NULL,
+  updated_by text NOT NULL,
+  decision_uid uuid NOT NULL,
+  decision_id text COLLATE "C" NOT NULL,
+  critic text COLLATE "C" NOT NULL,
+  verdict text COLLATE "C" NOT NULL,
+  confidence double precision NOT NULL CHECK (confidence BETWEEN 0 AND 1),
+  justification text NOT NULL,
+  weight double precision CHECK (weight >= 0),
+  priority text COLLATE "C" NOT NULL CHECK (priority IN ('', 'override', 'veto')),
+  config_version text COLLATE "C" NOT NULL,
+  evaluate_time timestamptz,
+  evidence_sources jsonb NOT NULL,
+  details jsonb NOT NULL,
+  PRIMARY KEY (tenant_id, uid),
+  FOREIGN KEY (tenant_id, decision_uid) REFERENCES casebook.decision (tenant_id, uid)
+);
+-- An id is unique within its decision.
+CREATE UNIQUE INDEX critic_output_id ON casebook.critic_output (tenant_id, decision_uid, id) WHERE delete_time IS NULL;
+CREATE INDEX critic_output_time ON casebook.critic_output (tenant_id, create_time, uid) WHERE delete_time IS NULL;
+CALL casebook.build_wall('casebook.critic_output');
+
+CREATE TABLE casebook.override (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  uid uuid NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  version bigint NOT NULL,
+  create_time timestamptz NOT NULL,
+  update_time timestamptz NOT NULL,
+  -- Set and cleared together with the decision's.
+  delete_time timestamptz,
+  created_by text NOT NULL,
+  updated_by text NOT NULL,
+  decision_uid uuid NOT NULL,
+  decision_id text COLLATE "C" NOT NULL,
+  original_outcome text COLLATE "C" NOT NULL,
+  proposed_outcome text COLLATE "C" NOT NULL CHECK (proposed_outcome <> original_outcome),
+  justification text NOT NULL,
+  reason_category text COLLATE "C" NOT NULL,
+  reviewer_id text COLLATE "C" NOT NULL,
+  reviewer_name text NOT NULL,
+  reviewer_role text COLLATE "C" NOT NULL,
+  reviewer_email text NOT NULL,
+  urgent boolean NOT NULL,
+  priority integer NOT NULL CHECK (priority BETWEEN 0 AND 10),
+  expire_time timestamptz,
+  stakeholder_input text NOT NULL,
+  supporting_documents jsonb NOT NULL,
+  additional_context jsonb NOT NULL,
+  PRIMARY KEY (tenant_id, uid),
+  FOREIGN KEY (tenant_id, decision_uid) REFERENCES casebook.decision (tenant_id, uid)
+);
+CREATE UNIQUE INDEX override_id ON casebook.override (tenant_id, id) WHERE delete_time IS NULL;
+CREATE INDEX override_decision ON casebook.override (tenant_id, decision_uid) WHERE delete_time IS NULL;
+CREATE INDEX override_time ON casebook.override (tenant_id, create_time, uid) WHERE delete_time IS NULL;
+CALL casebook.build_wall('casebook.override');

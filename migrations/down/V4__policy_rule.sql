@@ -1,0 +1,2 @@
+DROP VIEW wall.policy_rule;
+DROP TABLE casebook.policy_rule;

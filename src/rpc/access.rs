@@ -1,0 +1,313 @@
+//! Who may call what: one rule for every method, and the decision that follows from it.
+
+use crate::error::{Error, Reason, Result};
+use crate::pb;
+use crate::store::caller::{Role, Roles, TenantState};
+use prost::Message as _;
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// Whether a call changes anything, which a read-only tenant refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Read,
+    Write,
+}
+
+/// Whom a method is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Principals with one of the roles, in the tenant they act in.
+    Tenant,
+    /// The same, of the tenant "system" only.
+    System,
+    /// Every principal, whatever its roles.
+    Open,
+    /// Everybody, without a credential.
+    Public,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Any one of them is enough.
+    pub roles: Roles,
+    pub effect: Effect,
+    pub scope: Scope,
+}
+
+/// One method of this server.
+#[derive(Debug)]
+pub struct Method {
+    /// As in the request: `/casebook.v1.DecisionService/GetDecision`.
+    pub path: &'static str,
+    /// Its place in `methods()`, for tables beside this one.
+    pub index: usize,
+    /// None means nobody has decided who may call it, so nobody may.
+    pub rule: Option<Rule>,
+}
+
+impl Method {
+    /// The full RPC name, without the leading slash.
+    pub fn name(&self) -> &'static str {
+        self.path.strip_prefix('/').unwrap_or(self.path)
+    }
+
+    /// The service's full name.
+    pub fn service(&self) -> &'static str {
+        self.name().split_once('/').map_or(self.name(), |(service, _)| service)
+    }
+
+    /// Whether it is called without a credential.
+    pub fn is_public(&self) -> bool {
+        self.rule.is_some_and(|rule| rule.scope == Scope::Public)
+    }
+
+    /// Whether a principal may call it now.
+    pub fn allow(&self, roles: Roles, is_system: bool, tenant: TenantState) -> Result<()> {
+        let Some(rule) = self.rule else {
+            return Err(forbidden(format!("no rule says who may call {}", self.name())));
+        };
+        if rule.scope == Scope::Public {
+            return Ok(());
+        }
+        if tenant == TenantState::Suspended {
+            return Err(read_only("the tenant is suspended"));
+        }
+        if rule.scope == Scope::System && !is_system {
+            return Err(forbidden(format!(
+                "{} is for principals of the tenant \"system\"",
+                self.name()
+            )));
+        }
+        if rule.scope != Scope::Open && !roles.intersects(rule.roles) {
+            return Err(forbidden(format!(
+                "{} needs one of the roles {}",
+                self.name(),
+                rule.roles
+            )));
+        }
+        if tenant == TenantState::ReadOnly && rule.effect == Effect::Write {
+            return Err(read_only("the tenant is read-only"));
+        }
+        Ok(())
+    }
+}
+
+fn forbidden(message: String) -> Error {
+    Error::Forbidden { reason: Reason::RoleMissing, message }
+}
+
+fn read_only(message: &str) -> Error {
+    Error::Refused { reason: Reason::ReadOnly, message: message.into(), metadata: Vec::new() }
+}
+
+const fn rule(roles: &[Role], effect: Effect, scope: Scope) -> Rule {
+    Rule { roles: Roles::of(roles), effect, scope }
+}
+
+const READ: Rule = rule(&[Role::Reader, Role::Writer, Role::Admin], Effect::Read, Scope::Tenant);
+const WRITE: Rule = rule(&[Role::Writer, Role::Admin], Effect::Write, Scope::Tenant);
+const AUDIT: Rule = rule(&[Role::Auditor, Role::Admin], Effect::Read, Scope::Tenant);
+const ADMIN_READ: Rule = rule(&[Role::Admin], Effect::Read, Scope::Tenant);
+const ADMIN_WRITE: Rule = rule(&[Role::Admin], Effect::Write, Scope::Tenant);
+const SYSTEM_READ: Rule = rule(&[Role::Admin], Effect::Read, Scope::System);
+const SYSTEM_WRITE: Rule = rule(&[Role::Admin], Effect::Write, Scope::System);
+const ANY_ROLE: Rule = rule(&Role::ALL, Effect::Read, Scope::Tenant);
+const OPEN: Rule = rule(&[], Effect::Read, Scope::Open);
+const PUBLIC: Rule = rule(&[], Effect::Read, Scope::Public);
+
+#[rustfmt::skip]
+const RULES: &[(&str, Rule)] = &[
+    ("/casebook.v1.DecisionService/CreateDecision", WRITE),
+    ("/casebook.v1.DecisionService/BatchCreateDecisions", WRITE),
+    ("/casebook.v1.DecisionService/GetDecision", READ),
+    ("/casebook.v1.DecisionService/BatchGetDecisions", READ),
+    ("/casebook.v1.DecisionService/ListDecisions", READ),
+    ("/casebook.v1.DecisionService/UpdateDecision", WRITE),
+    ("/casebook.v1.DecisionService/DeleteDecision", WRITE),
+    ("/casebook.v1.DecisionService/UndeleteDecision", WRITE),
+    ("/casebook.v1.DecisionService/ListDecisionRevisions", READ),
+    ("/casebook.v1.DecisionService/AddCriticOutputs", WRITE),
+    ("/casebook.v1.DecisionService/ListCriticOutputs", READ),
+    ("/casebook.v1.DecisionService/CreateOverride", WRITE),
+    ("/casebook.v1.DecisionService/ListOverrides", READ),
+    ("/casebook.v1.DecisionService/GetDecisionStatistics", READ),
+
+    ("/casebook.v1.PolicyService/CreatePolicyRule", WRITE),
+    ("/casebook.v1.PolicyService/GetPolicyRule", READ),
+    ("/casebook.v1.PolicyService/ListPolicyRules", READ),
+    ("/casebook.v1.PolicyService/UpdatePolicyRule", WRITE),
+    ("/casebook.v1.PolicyService/DeletePolicyRule", WRITE),
+
+    ("/casebook.v1.AuditService/ListAuditEntries", AUDIT),
+    ("/casebook.v1.AuditService/GetAuditEntry", AUDIT),
+
+    ("/casebook.v1.TenantService/CreateTenant", SYSTEM_WRITE),
+    ("/casebook.v1.TenantService/ListTenants", SYSTEM_READ),
+    ("/casebook.v1.TenantService/UpdateTenant", SYSTEM_WRITE),
+    // Its handler holds everyone but the tenant "system" to their own.
+    ("/casebook.v1.TenantService/GetTenant", ANY_ROLE),
+    ("/casebook.v1.TenantService/CreateApiToken", ADMIN_WRITE),
+    ("/casebook.v1.TenantService/ListApiTokens", ADMIN_READ),
+    ("/casebook.v1.TenantService/RevokeApiToken", ADMIN_WRITE),
+    ("/casebook.v1.TenantService/WhoAmI", OPEN),
+
+    ("/casebook.v1.AdminService/GetStatus", ADMIN_READ),
+    ("/casebook.v1.AdminService/GetCapabilities", OPEN),
+
+    ("/grpc.health.v1.Health/Check", PUBLIC),
+    ("/grpc.health.v1.Health/List", PUBLIC),
+    ("/grpc.health.v1.Health/Watch", PUBLIC),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", PUBLIC),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", PUBLIC),
+];
+
+static METHODS: LazyLock<Vec<Method>> = LazyLock::new(|| {
+    let ruled = RULES.iter().map(|(path, rule)| (*path, Some(*rule)));
+    let unruled = described_paths()
+        .into_iter()
+        .filter(|path| !RULES.iter().any(|(ruled, _)| ruled == path))
+        // Leaked once per process, and only while a rule is missing.
+        .map(|path| (&*path.leak(), None));
+    ruled
+        .chain(unruled)
+        .enumerate()
+        .map(|(index, (path, rule))| Method { path, index, rule })
+        .collect()
+});
+
+static BY_PATH: LazyLock<HashMap<&'static str, &'static Method>> =
+    LazyLock::new(|| METHODS.iter().map(|method| (method.path, method)).collect());
+
+/// Every method of this server, in a fixed order.
+pub fn methods() -> &'static [Method] {
+    &METHODS
+}
+
+/// The method of a request's path; None if this server has no such method.
+pub fn find(path: &str) -> Option<&'static Method> {
+    BY_PATH.get(path).copied()
+}
+
+/// Full names of the services in `proto/`.
+pub fn services() -> Vec<&'static str> {
+    let mut names: Vec<_> = METHODS
+        .iter()
+        .map(Method::service)
+        .filter(|name| !name.starts_with("grpc.reflection."))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn described_paths() -> Vec<String> {
+    // The build wrote these bytes; were they damaged, every method without a rule would merely be unknown.
+    let files = prost_types::FileDescriptorSet::decode(pb::DESCRIPTOR_SET).unwrap_or_default();
+    let mut paths = Vec::new();
+    for file in &files.file {
+        for service in &file.service {
+            for method in &service.method {
+                paths.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost_reflect::DescriptorPool;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_method_has_exactly_one_rule() {
+        let pool = DescriptorPool::decode(pb::DESCRIPTOR_SET).unwrap();
+        let described: HashSet<String> = pool
+            .services()
+            .flat_map(|service| service.methods().collect::<Vec<_>>())
+            .map(|m| format!("/{}/{}", m.parent_service().full_name(), m.name()))
+            .collect();
+        assert!(described.len() > 30, "{described:?}");
+        let ruled: HashSet<&str> = RULES.iter().map(|(path, _)| *path).collect();
+        assert_eq!(ruled.len(), RULES.len(), "a method stands twice in the table");
+
+        let without: Vec<_> = described.iter().filter(|p| !ruled.contains(p.as_str())).collect();
+        assert!(without.is_empty(), "methods without a rule: {without:?}");
+        let of_nothing: Vec<_> = ruled
+            .iter()
+            .filter(|p| !p.starts_with("/grpc.reflection.") && !described.contains(**p))
+            .collect();
+        assert!(of_nothing.is_empty(), "rules for no method: {of_nothing:?}");
+        assert_eq!(methods().len(), RULES.len());
+        assert_eq!(described_paths().len(), described.len());
+    }
+
+    #[test]
+    fn methods_know_their_place() {
+        for (index, method) in methods().iter().enumerate() {
+            assert_eq!(method.index, index);
+            assert!(std::ptr::eq(find(method.path).unwrap(), method));
+        }
+        let method = find("/casebook.v1.DecisionService/GetDecision").unwrap();
+        assert_eq!(method.name(), "casebook.v1.DecisionService/GetDecision");
+        assert_eq!(method.service(), "casebook.v1.DecisionService");
+        assert!(find("/casebook.v1.DecisionService/Nope").is_none());
+        assert!(find("").is_none());
+        assert!(services().contains(&"grpc.health.v1.Health"));
+        assert!(services().contains(&"casebook.v1.AuditService"));
+    }
+
+    fn allowed(path: &str, roles: &[Role], is_system: bool) -> bool {
+        find(path).unwrap().allow(Roles::of(roles), is_system, TenantState::Active).is_ok()
+    }
+
+    #[test]
+    fn roles_open_what_they_should() {
+        use Role::*;
+        let get = "/casebook.v1.DecisionService/GetDecision";
+        let create = "/casebook.v1.DecisionService/CreateDecision";
+        let audit = "/casebook.v1.AuditService/GetAuditEntry";
+        let token = "/casebook.v1.TenantService/CreateApiToken";
+        let table = [
+            (get, [true, true, false, true]),
+            (create, [false, true, false, true]),
+            (audit, [false, false, true, true]),
+            (token, [false, false, false, true]),
+            ("/casebook.v1.TenantService/GetTenant", [true; 4]),
+            ("/casebook.v1.TenantService/WhoAmI", [true; 4]),
+        ];
+        for (path, by_role) in table {
+            for (role, expected) in Role::ALL.into_iter().zip(by_role) {
+                assert_eq!(allowed(path, &[role], false), expected, "{path} {role:?}");
+            }
+        }
+        assert!(allowed("/casebook.v1.AdminService/GetCapabilities", &[], false));
+        let tenant = "/casebook.v1.TenantService/CreateTenant";
+        assert!(!allowed(tenant, &[Admin], false));
+        assert!(!allowed(tenant, &[Reader, Writer, Auditor], true));
+        assert!(allowed(tenant, &[Admin], true));
+    }
+
+    #[test]
+    fn the_tenant_s_state_decides_too() {
+        let get = find("/casebook.v1.DecisionService/GetDecision").unwrap();
+        let create = find("/casebook.v1.DecisionService/CreateDecision").unwrap();
+        let reason = |m: &Method, state| m.allow(Roles::ALL, false, state).unwrap_err().reason();
+        assert!(get.allow(Roles::ALL, false, TenantState::ReadOnly).is_ok());
+        assert_eq!(reason(create, TenantState::ReadOnly), Reason::ReadOnly);
+        assert_eq!(reason(get, TenantState::Suspended), Reason::ReadOnly);
+        let health = find("/grpc.health.v1.Health/Check").unwrap();
+        assert!(health.is_public());
+        assert!(health.allow(Roles::NONE, false, TenantState::Suspended).is_ok());
+    }
+
+    #[test]
+    fn a_method_without_a_rule_is_for_nobody() {
+        let method = Method { path: "/casebook.v1.New/Method", index: 0, rule: None };
+        let error = method.allow(Roles::ALL, true, TenantState::Active).unwrap_err();
+        assert_eq!(error.reason(), Reason::RoleMissing);
+        assert!(error.to_string().contains("casebook.v1.New/Method"), "{error}");
+    }
+}

@@ -1,0 +1,209 @@
+//! Nouns, SQL and invariants: everything that is known about PostgreSQL is known below here.
+
+pub mod api_token;
+pub mod backend;
+pub mod caller;
+pub mod canonical;
+pub mod change;
+pub mod critic_output;
+pub mod decision;
+pub mod filter;
+pub mod list;
+pub mod log;
+pub mod migrate;
+pub mod noun;
+pub mod r#override;
+pub mod policy_rule;
+pub mod postgres;
+pub mod query;
+pub mod read;
+pub mod request_ledger;
+pub mod snapshot;
+pub mod status;
+pub mod tenant;
+pub mod write;
+
+use crate::telemetry::Metrics;
+use crate::{Error, Result};
+use backend::{Backend, Op, RetrySettings};
+use caller::Caller;
+use log::LogRow;
+use noun::{Live, Noun};
+use postgres::{Conn, Lane, PoolSettings, PoolState, Pools};
+use query::{Check, Query};
+use read::{ReadSettings, Reader};
+use std::collections::HashMap;
+use std::sync::Arc;
+use write::{WriteSettings, Writer};
+
+/// Every statement of the service, for the test that prepares them all against the migrated schema.
+pub const QUERIES: &[&[&dyn Check]] = &[
+    api_token::api_token::QUERIES,
+    api_token::api_token::ROW_QUERIES,
+    api_token::QUERIES,
+    critic_output::critic_output::QUERIES,
+    critic_output::critic_output::ROW_QUERIES,
+    critic_output::QUERIES,
+    decision::decision::QUERIES,
+    decision::decision::ROW_QUERIES,
+    log::QUERIES,
+    log::ROW_QUERIES,
+    r#override::r#override::QUERIES,
+    r#override::r#override::ROW_QUERIES,
+    r#override::QUERIES,
+    policy_rule::policy_rule::QUERIES,
+    policy_rule::policy_rule::ROW_QUERIES,
+    request_ledger::QUERIES,
+    snapshot::QUERIES,
+    status::QUERIES,
+    tenant::tenant::QUERIES,
+    tenant::tenant::ROW_QUERIES,
+    tenant::QUERIES,
+];
+
+/// What can be listed, for the test that prepares every filter and order of each.
+pub const LISTINGS: &[&list::Listing] = &[
+    &api_token::LISTING,
+    &critic_output::LISTING,
+    &decision::LISTING,
+    &log::LISTING,
+    &r#override::LISTING,
+    &policy_rule::LISTING,
+    &tenant::LISTING,
+];
+
+/// The nouns whose ids are unique in the tenant, so that a precondition can name them.
+fn live_query(kind: &str) -> Option<&'static Query<(Vec<String>,), Live>> {
+    Some(match kind {
+        decision::Decision::KIND => decision::Decision::live(),
+        r#override::Override::KIND => r#override::Override::live(),
+        policy_rule::PolicyRule::KIND => policy_rule::PolicyRule::live(),
+        tenant::Tenant::KIND => tenant::Tenant::live(),
+        api_token::ApiToken::KIND => api_token::ApiToken::live(),
+        _ => return None,
+    })
+}
+
+/// How the store reaches PostgreSQL and how it batches and retries.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub pools: PoolSettings,
+    pub retry: RetrySettings,
+    pub read: ReadSettings,
+    pub write: WriteSettings,
+}
+
+#[derive(Clone)]
+pub struct Store {
+    pools: Arc<Pools>,
+    backend: Backend,
+    reader: Reader,
+    writer: Writer,
+    statement_timeout: std::time::Duration,
+}
+
+impl Store {
+    /// Prepares the pools; connects to nothing yet.
+    pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Result<Self> {
+        let pools = Arc::new(Pools::new(&settings.pools)?);
+        let backend = Backend::new(Arc::clone(&pools), Arc::clone(&metrics), &settings.retry)?;
+        Ok(Self {
+            reader: Reader::new(backend.clone(), Arc::clone(&metrics), settings.read),
+            writer: Writer::new(backend.clone(), metrics, settings.write),
+            statement_timeout: settings.pools.statement_timeout,
+            backend,
+            pools,
+        })
+    }
+
+    pub fn pool_states(&self) -> Vec<PoolState> {
+        self.pools.states()
+    }
+
+    /// A connection of its own, outside the retry stack, for tests and start-up checks.
+    pub async fn connection(&self, lane: Lane) -> Result<Conn> {
+        self.pools.get(lane).await
+    }
+
+    /// Closes all connections; what is in flight fails.
+    pub fn close(&self) {
+        self.pools.close();
+    }
+
+    /// The live row of that id.
+    pub async fn get<T: Noun>(&self, caller: &Caller, id: &str) -> Result<T> {
+        let row = self.reader.get(caller, id.to_owned()).await?;
+        row.ok_or_else(|| Error::not_found(T::KIND, id))
+    }
+
+    /// The live rows of those ids, in order; `None` where there is none.
+    pub async fn get_many<T: Noun>(&self, caller: &Caller, ids: Vec<String>) -> Result<Vec<Option<T>>> {
+        let asked = Arc::new((ids,));
+        let params = Arc::clone(&asked);
+        let rows = self
+            .snapshot(caller, T::get().name, move |snapshot| {
+                let params = Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = snapshot.all(T::get(), &*params).await?;
+                    snapshot.end(rows).await
+                })
+            })
+            .await?;
+        Ok(in_order(&asked.0, rows))
+    }
+
+    /// The rows of those ids as they stood at a log number, in order; `None` where there was none.
+    pub async fn get_as_of<T: Noun>(&self, caller: &Caller, ids: Vec<String>, seq: i64) -> Result<Vec<Option<T>>> {
+        let params = Arc::new((T::KIND.to_owned(), ids, seq));
+        let asked = Arc::clone(&params);
+        let entries: Vec<LogRow> = self
+            .snapshot(caller, log::AS_OF.name, move |snapshot| {
+                let params = Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = snapshot.all(&log::AS_OF, &*params).await?;
+                    snapshot.end(rows).await
+                })
+            })
+            .await?;
+        let rows: Vec<T> = change::rows_of(&entries)?;
+        let live = rows.into_iter().filter(|row| row.meta().delete_time.is_none()).collect();
+        Ok(in_order(&asked.1, live))
+    }
+
+    /// One version of a live resource.
+    pub async fn get_version<T: Noun>(&self, caller: &Caller, id: &str, version: i64) -> Result<T> {
+        let current: T = self.get(caller, id).await?;
+        let uid = current.meta().uid;
+        if current.meta().version == version {
+            return Ok(current);
+        }
+        let params = Arc::new((T::KIND.to_owned(), id.to_owned(), uid, version));
+        let entries: Vec<LogRow> = self
+            .snapshot(caller, log::VERSION.name, move |snapshot| {
+                let params = Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = snapshot.all(&log::VERSION, &*params).await?;
+                    snapshot.end(rows).await
+                })
+            })
+            .await?;
+        change::rows_of(&entries)?
+            .pop()
+            .ok_or_else(|| Error::not_found(T::KIND, format!("{id} (version {version})")))
+    }
+
+    /// Runs a piece of reading on the lane for health and credentials, in no tenant.
+    async fn admin<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        deadline: tokio::time::Instant,
+        run: impl Fn(Conn) -> futures_util::future::BoxFuture<'static, Result<T>> + Send + Sync + 'static,
+    ) -> Result<T> {
+        self.backend.call(Op::new(name, Lane::Admin, deadline, run)).await
+    }
+}
+
+fn in_order<T: Noun>(ids: &[String], rows: Vec<T>) -> Vec<Option<T>> {
+    let mut rows: HashMap<String, T> = rows.into_iter().map(|row| (row.id().to_owned(), row)).collect();
+    ids.iter().map(|id| rows.remove(id)).collect()
+}

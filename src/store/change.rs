@@ -1,0 +1,383 @@
+//! The changes that most nouns need: create rows, and modify one row.
+
+use super::log::{Entry, LogRow};
+use super::noun::Noun;
+use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
+use crate::{Error, Result};
+use futures_util::future::BoxFuture;
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+/// What a create does when the id is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    #[default]
+    Fail,
+    ReturnIfEqual,
+    Replace,
+}
+
+/// Creates rows, all or none. Rows come with uid and id; version, times and authors are set here.
+pub struct Create<T> {
+    pub rows: Vec<T>,
+    pub on_conflict: OnConflict,
+}
+
+/// Fills in what the server owns on a new row.
+pub fn stamp<T: Noun>(row: &T, author: &str, now: SystemTime) -> T {
+    let mut row = row.clone();
+    let uid = row.meta().uid;
+    row.set_meta(super::noun::Meta {
+        uid,
+        version: 1,
+        create_time: now,
+        update_time: now,
+        delete_time: None,
+        created_by: author.to_owned(),
+        updated_by: author.to_owned(),
+    });
+    row.stamp(now);
+    row
+}
+
+/// Turns a locked row into its next version.
+pub fn advance<T: Noun>(row: &mut T, author: &str, now: SystemTime) {
+    let mut meta = row.meta();
+    meta.version += 1;
+    // Time never runs backwards within a resource, even if the server's clock did.
+    meta.update_time = now.max(meta.update_time);
+    meta.updated_by = author.to_owned();
+    row.set_meta(meta);
+}
+
+/// What one `Create` found for each of its rows: the row as it now stands, and whether it is new.
+pub struct Created<T> {
+    pub rows: Vec<(T, Placed)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    New,
+    Replaced,
+    Equal,
+}
+
+/// Inserts the rows of many creates in one statement, then settles those whose id is taken, each by its own rule.
+/// The results stand in the order of `creates`; `Err((error, dirty))` tells whether a part was written.
+pub async fn create_all<'a, T: Noun>(
+    tx: &Tx<'_>,
+    creates: &[(&'a [T], OnConflict, &'a str)],
+) -> Result<Vec<Result<Created<T>, (Error, bool)>>> {
+    let rows: Vec<T> = creates
+        .iter()
+        .flat_map(|(rows, _, author)| rows.iter().map(|row| stamp(row, author, tx.now)))
+        .collect();
+    if rows.is_empty() {
+        return Ok(creates.iter().map(|_| Ok(Created { rows: Vec::new() })).collect());
+    }
+    let inserted = tx.insert(&rows).await?;
+
+    let taken: Vec<String> =
+        rows.iter().zip(&inserted).filter(|(_, new)| !**new).map(|(row, _)| row.id().to_owned()).collect();
+    let mut existing: HashMap<String, T> =
+        if taken.is_empty() { HashMap::new() } else { tx.lock(taken).await? };
+
+    let mut replaced = Vec::new();
+    let mut results = Vec::with_capacity(creates.len());
+    let mut next = rows.into_iter().zip(inserted);
+    for (given, on_conflict, author) in creates {
+        let mine: Vec<(T, bool)> = next.by_ref().take(given.len()).collect();
+        let dirty = mine.iter().any(|(_, new)| *new);
+        let mut created = Vec::with_capacity(mine.len());
+        let mut refused = None;
+        for (row, new) in mine {
+            if new {
+                created.push((row, Placed::New));
+                continue;
+            }
+            let id = row.id().to_owned();
+            let Some(mut there) = existing.remove(&id) else {
+                // Deleted between our insert and our look: the next attempt will find the id free.
+                return Err(Error::Conflict(std::sync::Arc::from(Box::from("a conflicting row went away"))));
+            };
+            let fields = there.differing_fields(&row);
+            match on_conflict {
+                OnConflict::Fail => refused = Some(Error::Taken { kind: T::KIND, id, fields: Vec::new() }),
+                _ if fields.is_empty() => created.push((there, Placed::Equal)),
+                OnConflict::ReturnIfEqual => refused = Some(Error::Taken { kind: T::KIND, id, fields }),
+                OnConflict::Replace => {
+                    let mut meta = there.meta();
+                    there = row;
+                    meta.delete_time = None;
+                    there.set_meta(meta);
+                    advance(&mut there, author, tx.now);
+                    replaced.push(there.clone());
+                    created.push((there, Placed::Replaced));
+                }
+            }
+            if refused.is_some() {
+                break;
+            }
+        }
+        results.push(match refused {
+            Some(error) => Err((error, dirty)),
+            None => Ok(Created { rows: created }),
+        });
+    }
+    tx.save(&replaced).await?;
+    Ok(results)
+}
+
+impl<T: Noun> Created<T> {
+    /// The log entries of what was written, and the versions that were there before.
+    pub fn traces(&self) -> (Vec<Entry>, Vec<Shown>) {
+        let mut entries = Vec::new();
+        let mut shown = Vec::new();
+        for (row, placed) in &self.rows {
+            match placed {
+                Placed::New => entries.push(Entry::of(row, "CREATE")),
+                Placed::Replaced => entries.push(Entry::of(row, "UPDATE")),
+                Placed::Equal => shown.push(Shown::of(row)),
+            }
+        }
+        (entries, shown)
+    }
+}
+
+impl<T: Noun> Change for Create<T> {
+    type Answer = Vec<T>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.extend(self.rows.iter().map(|row| RowKey::new(&[T::KIND, row.id()])));
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.rows.iter().map(T::size_bytes).sum()
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Vec<T>>>>> {
+        Box::pin(async move {
+            let creates: Vec<_> = changes
+                .iter()
+                .map(|applied| {
+                    let Create { rows, on_conflict } = applied.change;
+                    (rows.as_slice(), *on_conflict, &**applied.caller.acting())
+                })
+                .collect();
+            let results = create_all(tx, &creates).await?;
+            Ok(results
+                .into_iter()
+                .map(|result| match result {
+                    Ok(created) => {
+                        let (entries, shown) = created.traces();
+                        let answer = created.rows.into_iter().map(|(row, _)| row).collect();
+                        Outcome::Done { answer, entries, shown }
+                    }
+                    Err((error, true)) => Outcome::Spoiled(error),
+                    Err((error, false)) => Outcome::Failed(error),
+                })
+                .collect())
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<T>> {
+        in_order_of(&self.rows, rows_of(entries)?)
+    }
+}
+
+/// Rows of one kind from the documents of log entries.
+pub fn rows_of<T: Noun>(entries: &[LogRow]) -> Result<Vec<T>> {
+    entries
+        .iter()
+        .filter(|entry| entry.kind == T::KIND)
+        .map(|entry| {
+            let document = entry.document.as_deref().ok_or_else(|| Error::not_found(T::KIND, &entry.id))?;
+            T::from_document(document)
+        })
+        .collect()
+}
+
+/// Found rows in the order of the request: by id where the caller chose one, else in the order of the log.
+pub fn in_order_of<T: Noun>(asked: &[T], found: Vec<T>) -> Result<Vec<T>> {
+    let mut by_id: HashMap<String, T> = HashMap::new();
+    let mut in_log_order = Vec::new();
+    for row in found {
+        in_log_order.push(row.id().to_owned());
+        by_id.insert(row.id().to_owned(), row);
+    }
+    let given: std::collections::HashSet<&str> = asked.iter().map(Noun::id).collect();
+    let mut chosen_by_server = in_log_order.into_iter().filter(|id| !given.contains(id.as_str()));
+    asked
+        .iter()
+        .map(|row| {
+            let found = by_id.remove(row.id()).or_else(|| by_id.remove(&chosen_by_server.next()?));
+            found.ok_or_else(|| Error::internal("a replayed answer lacks a row"))
+        })
+        .collect()
+}
+
+/// Changes one row: the general shape of update, delete, undelete and revoke.
+pub struct Modify<T> {
+    pub id: String,
+    /// The etag the caller has seen.
+    pub etag: Option<String>,
+    pub action: &'static str,
+    /// Nothing to modify is not an error.
+    pub allow_missing: bool,
+    /// Look among the deleted rows instead of the live ones.
+    pub deleted: bool,
+    /// Turns the locked row into what it should be, given the time. A row left equal gets no new version.
+    pub patch: Box<dyn Fn(&mut T, SystemTime) -> Result<()> + Send + Sync>,
+    /// About how much the patch brings.
+    pub size_bytes: usize,
+}
+
+impl<T: Noun> Modify<T> {
+    /// Soft-deletes.
+    pub fn delete(id: String, etag: Option<String>, allow_missing: bool) -> Self {
+        Self {
+            id,
+            etag,
+            action: "DELETE",
+            allow_missing,
+            deleted: false,
+            patch: Box::new(|row, now| {
+                let mut meta = row.meta();
+                meta.delete_time = Some(now);
+                row.set_meta(meta);
+                Ok(())
+            }),
+            size_bytes: 0,
+        }
+    }
+
+    /// Brings back the row deleted last.
+    pub fn undelete(id: String) -> Self {
+        Self {
+            id,
+            etag: None,
+            action: "UNDELETE",
+            allow_missing: false,
+            deleted: true,
+            patch: Box::new(|row, _| {
+                let mut meta = row.meta();
+                meta.delete_time = None;
+                row.set_meta(meta);
+                Ok(())
+            }),
+            size_bytes: 0,
+        }
+    }
+
+    pub fn update(
+        id: String,
+        etag: Option<String>,
+        size_bytes: usize,
+        patch: impl Fn(&mut T, SystemTime) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { id, etag, action: "UPDATE", allow_missing: false, deleted: false, patch: Box::new(patch), size_bytes }
+    }
+}
+
+/// What a `Modify` did to its row: the row and whether it changed; `None` where there was none and that is allowed.
+pub type Modified<T> = Option<(T, bool)>;
+
+/// Locks, checks and patches the rows of many modifies, and saves those that changed, in one statement each.
+pub async fn modify_all<T: Noun>(tx: &Tx<'_>, changes: &[(&Modify<T>, &str)]) -> Result<Vec<Result<Modified<T>>>> {
+    let ids = |deleted| {
+        let chosen = changes.iter().filter(move |(change, _)| change.deleted == deleted);
+        chosen.map(|(change, _)| change.id.clone()).collect::<Vec<_>>()
+    };
+    let (live, deleted) = (ids(false), ids(true));
+    let mut live: HashMap<String, T> = if live.is_empty() { HashMap::new() } else { tx.lock(live).await? };
+    let (mut gone, mut usurpers) = (HashMap::new(), HashMap::new());
+    if !deleted.is_empty() {
+        usurpers = tx.lock::<T>(deleted.clone()).await?;
+        gone = tx.lock_deleted::<T>(deleted).await?;
+    }
+
+    let mut saved = Vec::new();
+    let mut results = Vec::with_capacity(changes.len());
+    for (change, author) in changes {
+        let id = &change.id;
+        if change.deleted && usurpers.contains_key(id) {
+            results.push(Err(Error::Taken { kind: T::KIND, id: id.clone(), fields: Vec::new() }));
+            continue;
+        }
+        let found = if change.deleted { gone.remove(id) } else { live.remove(id) };
+        let Some(before) = found else {
+            results.push(if change.allow_missing { Ok(None) } else { Err(Error::not_found(T::KIND, id)) });
+            continue;
+        };
+        let current_etag = before.etag();
+        if change.etag.as_ref().is_some_and(|etag| *etag != current_etag) {
+            results.push(Err(Error::Stale { kind: T::KIND, id: id.clone(), current_etag }));
+            continue;
+        }
+        let mut after = before.clone();
+        if let Err(error) = (change.patch)(&mut after, tx.now) {
+            results.push(Err(error));
+            continue;
+        }
+        if after == before {
+            results.push(Ok(Some((after, false))));
+            continue;
+        }
+        advance(&mut after, author, tx.now);
+        saved.push(after.clone());
+        results.push(Ok(Some((after, true))));
+    }
+    tx.save(&saved).await?;
+    Ok(results)
+}
+
+impl<T: Noun> Change for Modify<T> {
+    type Answer = Option<T>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.push(RowKey::new(&[T::KIND, &self.id]));
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<T>>>>> {
+        Box::pin(async move {
+            let pairs: Vec<_> = changes.iter().map(|a| (a.change, &**a.caller.acting())).collect();
+            let results = modify_all(tx, &pairs).await?;
+            Ok(results
+                .into_iter()
+                .zip(changes)
+                .map(|(result, applied)| match result {
+                    Ok(modified) => modified_outcome(modified, applied.change.action),
+                    Err(error) => Outcome::Failed(error),
+                })
+                .collect())
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<T>> {
+        Ok(rows_of(entries)?.pop())
+    }
+}
+
+pub fn modified_outcome<T: Noun>(modified: Modified<T>, action: &'static str) -> Outcome<Option<T>> {
+    match modified {
+        Some((row, true)) => {
+            let entries = vec![Entry::of(&row, action)];
+            Outcome::Done { answer: Some(row), entries, shown: Vec::new() }
+        }
+        Some((row, false)) => {
+            let shown = vec![Shown::of(&row)];
+            Outcome::Done { answer: Some(row), entries: Vec::new(), shown }
+        }
+        None => Outcome::Done { answer: None, entries: Vec::new(), shown: Vec::new() },
+    }
+}

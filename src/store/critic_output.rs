@@ -1,0 +1,136 @@
+//! Critic outputs: each critic's part in a decision.
+
+use super::canonical::Json;
+use super::change::{in_order_of, rows_of, stamp};
+use super::decision::{Child, Decision};
+use super::filter::{Field, FieldKind};
+use super::list::Listing;
+use super::log::{Entry, LogRow};
+use super::noun::Noun;
+use super::query::Query;
+use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use crate::{Error, Result, noun, queries};
+use futures_util::future::BoxFuture;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+noun! {
+    pub struct CriticOutput in "critic_output" as critic_output {
+        pub decision_uid: uuid::Uuid,
+        pub decision_id: String,
+        pub critic: String,
+        pub verdict: String,
+        pub confidence: f64,
+        pub justification: String,
+        pub weight: Option<f64>,
+        pub priority: String,
+        pub config_version: String,
+        pub evaluate_time: Option<std::time::SystemTime>,
+        pub evidence_sources: Json,
+        pub details: Json,
+    }
+
+    fn size_bytes(&self) -> usize {
+        512 + self.justification.len() + self.details.text().len()
+    }
+}
+
+pub static LISTING: Listing = Listing {
+    kind: "critic_output",
+    table: "critic_output",
+    op: "critic_output.LIST",
+    fields: &[
+        Field::new("id", "d.id", FieldKind::Text),
+        Field::new("decision_id", "d.decision_id", FieldKind::Text),
+        Field::new("critic", "d.critic", FieldKind::Text),
+        Field::new("verdict", "d.verdict", FieldKind::Text),
+        Field::new("confidence", "d.confidence", FieldKind::Float),
+        Field::new("priority", "d.priority", FieldKind::Text),
+        Field::new("config_version", "d.config_version", FieldKind::Text),
+        Field::new("evaluate_time", "d.evaluate_time", FieldKind::Time).nullable(),
+        Field::new("create_time", "d.create_time", FieldKind::Time),
+    ],
+};
+
+queries! { "critic_output" {
+    LIVE_CHILDREN(Vec<Uuid>) -> CriticOutput =
+        "SELECT {*} FROM critic_output WHERE decision_uid = ANY($1) AND delete_time IS NULL FOR UPDATE";
+    HIDDEN_CHILDREN(Vec<Uuid>, Vec<SystemTime>) -> CriticOutput =
+        "SELECT {*} FROM critic_output WHERE (decision_uid, delete_time) IN \
+         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) FOR UPDATE";
+} }
+
+impl Child for CriticOutput {
+    fn decision_uid(&self) -> Uuid {
+        self.decision_uid
+    }
+    fn live_children() -> &'static Query<(Vec<Uuid>,), Self> {
+        &LIVE_CHILDREN
+    }
+    fn hidden_children() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self> {
+        &HIDDEN_CHILDREN
+    }
+}
+
+/// Adds critic outputs to a decision, all or none.
+pub struct AddCriticOutputs {
+    pub decision_id: String,
+    pub rows: Vec<CriticOutput>,
+}
+
+impl Change for AddCriticOutputs {
+    type Answer = Vec<CriticOutput>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.push(RowKey::new(&[Decision::KIND, &self.decision_id]));
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.rows.iter().map(CriticOutput::size_bytes).sum()
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Vec<CriticOutput>>>>> {
+        Box::pin(async move {
+            let ids = changes.iter().map(|a| a.change.decision_id.clone()).collect();
+            let decisions = tx.lock::<Decision>(ids).await?;
+            let mut rows = Vec::new();
+            for Applied { change, caller } in changes {
+                if let Some(decision) = decisions.get(&change.decision_id) {
+                    rows.extend(change.rows.iter().map(|row| {
+                        let mut row = stamp(row, caller.acting(), tx.now);
+                        row.decision_uid = decision.uid;
+                        row.decision_id.clone_from(&decision.id);
+                        row
+                    }));
+                }
+            }
+            let inserted = if rows.is_empty() { Vec::new() } else { tx.insert(&rows).await? };
+            let mut next = rows.into_iter().zip(inserted);
+            Ok(changes
+                .iter()
+                .map(|Applied { change, .. }| {
+                    if !decisions.contains_key(&change.decision_id) {
+                        return Outcome::Failed(Error::not_found(Decision::KIND, &change.decision_id));
+                    }
+                    let mine: Vec<_> = next.by_ref().take(change.rows.len()).collect();
+                    if let Some((row, _)) = mine.iter().find(|(_, new)| !new) {
+                        let error =
+                            Error::Taken { kind: CriticOutput::KIND, id: row.id.clone(), fields: Vec::new() };
+                        let written = mine.iter().any(|(_, new)| *new);
+                        return if written { Outcome::Spoiled(error) } else { Outcome::Failed(error) };
+                    }
+                    let answer: Vec<CriticOutput> = mine.into_iter().map(|(row, _)| row).collect();
+                    let entries = answer.iter().map(|row| Entry::of(row, "CREATE")).collect();
+                    Outcome::Done { answer, entries, shown: Vec::new() }
+                })
+                .collect())
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<CriticOutput>> {
+        in_order_of(&self.rows, rows_of(entries)?)
+    }
+}

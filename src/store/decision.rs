@@ -1,0 +1,383 @@
+//! Decisions: what a machine decided about a case, and where it stands.
+
+use super::Store;
+use super::caller::Caller;
+use super::canonical::Json;
+use super::change::{Modify, OnConflict, Placed, create_all, in_order_of, modified_outcome, modify_all, rows_of, stamp};
+use super::critic_output::CriticOutput;
+use super::filter::{Field, FieldKind, Params as Dynamic};
+use super::list::{ListQuery, Listing};
+use super::log::{Entry, LogRow};
+use super::noun::Noun;
+use super::r#override::Override;
+use super::query::Query;
+use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use crate::{Error, Result, noun};
+use futures_util::future::BoxFuture;
+use std::sync::Arc;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+noun! {
+    pub struct Decision in "decision" as decision {
+        pub input_data: Json,
+        pub final_verdict: String,
+        pub reason: String,
+        pub avg_confidence: Option<f64>,
+        pub ambiguity: Option<f64>,
+        pub verdict_scores: Json,
+        pub citations: Json,
+        pub evidence: Json,
+        pub policy_rules: Json,
+        /// 1 final, 2 overridden.
+        pub state: i16,
+        pub model_version: String,
+        pub trace_id: String,
+        /// The epoch stands for "when it is recorded", until it is.
+        pub decide_time: SystemTime,
+        pub processing_time_us: Option<i64>,
+        pub metadata: Json,
+        pub labels: Json,
+        pub retention_class: String,
+        pub subject_id: String,
+        pub case_hash: String,
+    }
+
+    const SERVER_FIELDS: &'static [&'static str] = &["state", "decide_time"];
+
+    fn stamp(&mut self, now: SystemTime) {
+        if self.decide_time == SystemTime::UNIX_EPOCH {
+            self.decide_time = now;
+        }
+    }
+
+    fn size_bytes(&self) -> usize {
+        512 + self.reason.len() + self.input_data.text().len() + self.metadata.text().len()
+    }
+}
+
+pub const FINAL: i16 = 1;
+pub const OVERRIDDEN: i16 = 2;
+
+const STATES: FieldKind =
+    FieldKind::Enum { prefix: "DECISION_STATE_", names: &[("FINAL", FINAL), ("OVERRIDDEN", OVERRIDDEN)] };
+
+pub static LISTING: Listing = Listing {
+    kind: "decision",
+    table: "decision",
+    op: "decision.LIST",
+    fields: &[
+        Field::new("id", "d.id", FieldKind::Text),
+        Field::new("final_verdict", "d.final_verdict", FieldKind::Text),
+        Field::new("avg_confidence", "d.avg_confidence", FieldKind::Float).nullable(),
+        Field::new("ambiguity", "d.ambiguity", FieldKind::Float).nullable(),
+        Field::new("state", "d.state", STATES),
+        Field::new("model_version", "d.model_version", FieldKind::Text),
+        Field::new("trace_id", "d.trace_id", FieldKind::Text),
+        Field::new("subject_id", "d.subject_id", FieldKind::Text),
+        Field::new("retention_class", "d.retention_class", FieldKind::Text),
+        Field::new("case_hash", "d.case_hash", FieldKind::Text),
+        Field::new("decide_time", "d.decide_time", FieldKind::Time),
+        Field::new("create_time", "d.create_time", FieldKind::Time),
+        Field::new("update_time", "d.update_time", FieldKind::Time),
+        Field::new("labels", "d.labels", FieldKind::Labels),
+        Field::new("metadata", "d.metadata", FieldKind::Json),
+    ],
+};
+
+/// A decision to be recorded, with its critics' outputs.
+pub struct NewDecision {
+    pub decision: Decision,
+    pub critic_outputs: Vec<CriticOutput>,
+}
+
+/// Records decisions, all or none.
+pub struct CreateDecisions {
+    decisions: Vec<Decision>,
+    /// Of each decision, in the same order.
+    critic_outputs: Vec<Vec<CriticOutput>>,
+    on_conflict: OnConflict,
+}
+
+impl CreateDecisions {
+    pub fn new(new: Vec<NewDecision>, on_conflict: OnConflict) -> Self {
+        let (decisions, critic_outputs) = new.into_iter().map(|new| (new.decision, new.critic_outputs)).unzip();
+        Self { decisions, critic_outputs, on_conflict }
+    }
+}
+
+impl Change for CreateDecisions {
+    type Answer = Vec<Decision>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.extend(self.decisions.iter().map(|row| RowKey::new(&[Decision::KIND, &row.id])));
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.decisions.iter().map(Decision::size_bytes).sum::<usize>()
+            + self.critic_outputs.iter().flatten().map(CriticOutput::size_bytes).sum::<usize>()
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Vec<Decision>>>>> {
+        Box::pin(async move {
+            let creates: Vec<_> = changes
+                .iter()
+                .map(|a| (a.change.decisions.as_slice(), a.change.on_conflict, &**a.caller.acting()))
+                .collect();
+            let results = create_all(tx, &creates).await?;
+
+            // A new decision has no critic outputs yet, so all of these are new, too.
+            let mut critics = Vec::new();
+            let mut outcomes = Vec::with_capacity(results.len());
+            for (result, applied) in results.into_iter().zip(changes) {
+                let created = match result {
+                    Ok(created) => created,
+                    Err((error, true)) => {
+                        outcomes.push(Outcome::Spoiled(error));
+                        continue;
+                    }
+                    Err((error, false)) => {
+                        outcomes.push(Outcome::Failed(error));
+                        continue;
+                    }
+                };
+                let (mut entries, shown) = created.traces();
+                for ((row, placed), given) in created.rows.iter().zip(&applied.change.critic_outputs) {
+                    if *placed != Placed::New {
+                        continue;
+                    }
+                    for critic in given {
+                        let mut critic = stamp(critic, applied.caller.acting(), tx.now);
+                        critic.decision_uid = row.uid;
+                        critic.decision_id.clone_from(&row.id);
+                        entries.push(Entry::of(&critic, "CREATE"));
+                        critics.push(critic);
+                    }
+                }
+                let answer = created.rows.into_iter().map(|(row, _)| row).collect();
+                outcomes.push(Outcome::Done { answer, entries, shown });
+            }
+            if !critics.is_empty() && tx.insert(&critics).await?.contains(&false) {
+                return Err(Error::internal("a new decision had a critic output of the same id"));
+            }
+            Ok(outcomes)
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<Decision>> {
+        in_order_of(&self.decisions, rows_of(entries)?)
+    }
+}
+
+/// Deletes or undeletes a decision together with what belongs to it.
+pub struct HideDecision(pub Modify<Decision>);
+
+impl Change for HideDecision {
+    type Answer = Option<Decision>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        self.0.touches(rows);
+    }
+
+    fn size_bytes(&self) -> usize {
+        0
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<Decision>>>>> {
+        Box::pin(async move {
+            // What an undelete finds of the time of the deletion, it must know before the patch takes it away.
+            let back: Vec<String> =
+                changes.iter().filter(|a| a.change.0.deleted).map(|a| a.change.0.id.clone()).collect();
+            let before = if back.is_empty() { Default::default() } else { tx.lock_deleted::<Decision>(back).await? };
+            let pairs: Vec<_> = changes.iter().map(|a| (&a.change.0, &**a.caller.acting())).collect();
+            let results = modify_all(tx, &pairs).await?;
+
+            let mut moves = Vec::new();
+            for (result, applied) in results.iter().zip(changes) {
+                if let Ok(Some((decision, true))) = result {
+                    let hidden_since = before.get(&decision.id).and_then(|row| row.delete_time);
+                    moves.push(Move { decision, hidden_since, author: applied.caller.acting() });
+                }
+            }
+            let mut children = move_children::<CriticOutput>(tx, &moves).await?;
+            children.extend(move_children::<Override>(tx, &moves).await?);
+
+            Ok(results
+                .into_iter()
+                .zip(changes)
+                .map(|(result, applied)| {
+                    let uid = result.as_ref().ok().and_then(|found| Some(found.as_ref()?.0.uid));
+                    let mut outcome = match result {
+                        Ok(modified) => modified_outcome(modified, applied.change.0.action),
+                        Err(error) => Outcome::Failed(error),
+                    };
+                    if let Outcome::Done { entries, .. } = &mut outcome {
+                        let mine = children.extract_if(.., |(parent, _)| Some(*parent) == uid);
+                        entries.extend(mine.map(|(_, entry)| entry));
+                    }
+                    outcome
+                })
+                .collect())
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<Decision>> {
+        self.0.rebuild(entries)
+    }
+}
+
+/// A decision that was just deleted, or undeleted after `hidden_since`.
+struct Move<'a> {
+    decision: &'a Decision,
+    hidden_since: Option<SystemTime>,
+    author: &'a str,
+}
+
+/// A noun that belongs to a decision and is hidden with it.
+pub trait Child: Noun {
+    fn decision_uid(&self) -> Uuid;
+    /// Live rows of the decisions, locked.
+    fn live_children() -> &'static Query<(Vec<Uuid>,), Self>;
+    /// Rows deleted together with the decisions: (uids, times), locked.
+    fn hidden_children() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self>;
+}
+
+async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Vec<(Uuid, Entry)>> {
+    let hide: Vec<Uuid> =
+        moves.iter().filter(|m| m.decision.delete_time.is_some()).map(|m| m.decision.uid).collect();
+    let (show, since): (Vec<Uuid>, Vec<SystemTime>) = moves
+        .iter()
+        .filter(|m| m.decision.delete_time.is_none())
+        .filter_map(|m| Some((m.decision.uid, m.hidden_since?)))
+        .unzip();
+    let mut children: Vec<T> = Vec::new();
+    if !hide.is_empty() {
+        children.extend(tx.run(T::live_children(), &(hide,)).await?);
+    }
+    if !show.is_empty() {
+        children.extend(tx.run(T::hidden_children(), &(show, since)).await?);
+    }
+    let mut entries = Vec::with_capacity(children.len());
+    for child in &mut children {
+        let Some(parent) = moves.iter().find(|m| m.decision.uid == child.decision_uid()) else { continue };
+        let mut meta = child.meta();
+        meta.delete_time = parent.decision.delete_time;
+        child.set_meta(meta);
+        super::change::advance(child, parent.author, tx.now);
+        let action = if parent.decision.delete_time.is_some() { "DELETE" } else { "UNDELETE" };
+        entries.push((child.decision_uid(), Entry::of(child, action)));
+    }
+    tx.save(&children).await?;
+    Ok(entries)
+}
+
+/// What statistics are counted by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GroupBy {
+    FinalVerdict,
+    State,
+    ModelVersion,
+    RetentionClass,
+    /// UTC, `2026-11-21`.
+    Day,
+    /// UTC, `2026-11-21T13`.
+    Hour,
+    Label(String),
+}
+
+impl GroupBy {
+    fn sql(&self, params: &mut Dynamic) -> String {
+        match self {
+            GroupBy::FinalVerdict => "d.final_verdict".into(),
+            GroupBy::State => "CASE d.state WHEN 1 THEN 'FINAL' WHEN 2 THEN 'OVERRIDDEN' ELSE '' END".into(),
+            GroupBy::ModelVersion => "d.model_version".into(),
+            GroupBy::RetentionClass => "d.retention_class".into(),
+            GroupBy::Day => "to_char(d.decide_time AT TIME ZONE 'UTC', 'YYYY-MM-DD')".into(),
+            GroupBy::Hour => "to_char(d.decide_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24')".into(),
+            GroupBy::Label(key) => format!("COALESCE(d.labels ->> {}, '')", params.push(key.clone())),
+        }
+    }
+}
+
+/// Counts of one group; its values stand in the order of the grouping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    pub key: Vec<String>,
+    pub count: i64,
+    pub avg_confidence: Option<f64>,
+    pub override_rate: f64,
+}
+
+pub struct Statistics {
+    pub total: Group,
+    /// Largest first.
+    pub groups: Vec<Group>,
+    pub truncated: bool,
+    pub seq: i64,
+}
+
+/// Groups in one answer.
+pub const GROUPS_MAX: usize = 1000;
+
+impl Store {
+    /// Counts the selected decisions, all together and by group.
+    pub async fn decision_statistics(
+        &self,
+        caller: &Caller,
+        query: ListQuery,
+        group_by: Vec<GroupBy>,
+    ) -> Result<Statistics> {
+        let asked = Arc::new((query, group_by));
+        self.snapshot(caller, "decision.STATISTICS", move |snapshot| {
+            let asked = Arc::clone(&asked);
+            Box::pin(async move {
+                let (query, group_by) = &*asked;
+                let seq = snapshot.head().await?;
+                let total = count(&snapshot, query, &[]).await?.pop();
+                let total = total.ok_or_else(|| Error::internal("a count without a row"))?;
+                let mut groups =
+                    if group_by.is_empty() { Vec::new() } else { count(&snapshot, query, group_by).await? };
+                let truncated = groups.len() > GROUPS_MAX;
+                groups.truncate(GROUPS_MAX);
+                snapshot.end(Statistics { total, groups, truncated, seq }).await
+            })
+        })
+        .await
+    }
+}
+
+async fn count(snapshot: &super::snapshot::Snapshot, query: &ListQuery, group_by: &[GroupBy]) -> Result<Vec<Group>> {
+    let mut params = Dynamic::default();
+    let keys: Vec<String> = group_by.iter().map(|group| group.sql(&mut params)).collect();
+    let conditions = query.conditions(&mut params).join(" AND ");
+    let conditions = if conditions.is_empty() { "TRUE" } else { &conditions };
+    let grouping = if keys.is_empty() {
+        String::new()
+    } else {
+        // By the expressions themselves: a grouping by the array would compare arrays.
+        format!(" GROUP BY {} ORDER BY count DESC, key LIMIT {}", keys.join(", "), GROUPS_MAX + 1)
+    };
+    let sql = format!(
+        "SELECT ARRAY[{}]::text[] AS key, count(*) AS count, avg(d.avg_confidence) AS avg_confidence, \
+         COALESCE(avg((d.state = {OVERRIDDEN})::int), 0)::float8 AS override_rate \
+         FROM decision d WHERE {conditions}{grouping}",
+        keys.join(", "),
+    );
+    let rows = snapshot.dynamic(&sql, &params.as_sql()).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Group {
+                key: row.try_get("key")?,
+                count: row.try_get("count")?,
+                avg_confidence: row.try_get("avg_confidence")?,
+                override_rate: row.try_get("override_rate")?,
+            })
+        })
+        .collect()
+}

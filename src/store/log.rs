@@ -1,0 +1,239 @@
+//! The spine: one append-only row per change, which is audit trail, revision history and change feed in one.
+
+use super::caller::Caller;
+use super::canonical::{Json, rfc3339, write_string};
+use super::filter::{Field, FieldKind};
+use super::list::Listing;
+use super::noun::Noun;
+use crate::{queries, row};
+use sha2::{Digest, Sha256};
+use std::time::SystemTime;
+use uuid::Uuid;
+
+/// One change, as a write makes it.
+#[derive(Debug)]
+pub struct Entry {
+    pub kind: &'static str,
+    pub uid: Uuid,
+    pub id: String,
+    pub version: i64,
+    pub action: &'static str,
+    /// The new version as canonical JSON.
+    pub document: Vec<u8>,
+}
+
+impl Entry {
+    pub fn of<T: Noun>(noun: &T, action: &'static str) -> Self {
+        let meta = noun.meta();
+        Self {
+            kind: T::KIND,
+            uid: meta.uid,
+            id: noun.id().to_owned(),
+            version: meta.version,
+            action,
+            document: noun.document(),
+        }
+    }
+}
+
+row! {
+    /// A log row as it is appended; number and time come from PostgreSQL.
+    pub struct Appended {
+        pub kind: String,
+        pub uid: Uuid,
+        pub id: String,
+        pub version: i64,
+        pub action: String,
+        pub method: String,
+        pub principal: String,
+        pub actor: String,
+        pub ip_address: String,
+        pub user_agent: String,
+        pub request_id: String,
+        pub trace_id: String,
+        pub context: Option<Json>,
+        pub document: Option<Vec<u8>>,
+        pub salt: Vec<u8>,
+        pub leaf: Vec<u8>,
+        pub leaf_hash: Vec<u8>,
+    }
+}
+
+row! {
+    /// A log row.
+    pub struct LogRow {
+        pub seq: i64,
+        pub time: SystemTime,
+        pub kind: String,
+        pub uid: Uuid,
+        pub id: String,
+        pub version: i64,
+        pub action: String,
+        pub method: String,
+        pub principal: String,
+        pub actor: String,
+        pub ip_address: String,
+        pub user_agent: String,
+        pub request_id: String,
+        pub trace_id: String,
+        pub context: Option<Json>,
+        pub document: Option<Vec<u8>>,
+        pub leaf: Vec<u8>,
+        pub leaf_hash: Vec<u8>,
+    }
+}
+
+row! {
+    /// Where in the log a version stands.
+    pub struct Seq {
+        pub seq: i64,
+    }
+}
+
+queries! { "log" {
+    /// The tenant's newest number; no row before its first write.
+    HEAD() -> Seq = "SELECT seq FROM log_head";
+    /// The same, locked, so that nothing of the tenant commits until we do.
+    LOCK_HEAD() -> Seq = "SELECT seq FROM log_head FOR UPDATE";
+    BY_SEQ(Vec<i64>) -> LogRow = "SELECT {*} FROM log WHERE seq = ANY($1) ORDER BY seq";
+    /// Numbers of given versions, in the order asked: (kinds, ids, uids, versions).
+    SEQ_OF(Vec<String>, Vec<String>, Vec<Uuid>, Vec<i64>) -> Seq =
+        "SELECT l.seq FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[]) WITH ORDINALITY \
+         AS u (kind, id, uid, version, n) CROSS JOIN LATERAL (SELECT seq FROM log l WHERE l.kind = u.kind \
+         AND l.id = u.id AND l.uid = u.uid AND l.version = u.version LIMIT 1) l ORDER BY u.n";
+    /// One version of one resource: (kind, id, uid, version).
+    VERSION(String, String, Uuid, i64) -> LogRow =
+        "SELECT {*} FROM log WHERE kind = $1 AND id = $2 AND uid = $3 AND version = $4";
+    /// Resources as they stood at a number: (kind, ids, seq). A deleted one's document has its delete_time.
+    AS_OF(String, Vec<String>, i64) -> LogRow =
+        "SELECT {l.*} FROM unnest($2::text[]) AS wanted (id) CROSS JOIN LATERAL \
+         (SELECT * FROM log l WHERE l.kind = $1 AND l.id = wanted.id AND l.seq <= $3 ORDER BY l.seq DESC LIMIT 1) l";
+    /// Every version of one resource before a version, newest first: (kind, id, uid, version, limit, offset).
+    REVISIONS(String, String, Uuid, i64, i64, i64) -> LogRow =
+        "SELECT {*} FROM log WHERE kind = $1 AND id = $2 AND uid = $3 AND version < $4 \
+         ORDER BY seq DESC LIMIT $5 OFFSET $6";
+    /// The documents before given versions: (kinds, ids, uids, versions), in the order asked, missing ones as NULL.
+    BEFORE(Vec<String>, Vec<String>, Vec<Uuid>, Vec<i64>) -> Document =
+        "SELECT l.document FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[]) WITH ORDINALITY \
+         AS u (kind, id, uid, version, n) LEFT JOIN LATERAL (SELECT document FROM log l WHERE l.kind = u.kind \
+         AND l.id = u.id AND l.uid = u.uid AND l.version = u.version - 1 LIMIT 1) l ON true ORDER BY u.n";
+} }
+
+row! {
+    pub struct Document {
+        pub document: Option<Vec<u8>>,
+    }
+}
+
+/// Takes the next numbers of the tenant's log for all rows at once and appends them: the last statement before COMMIT,
+/// because the lock on the head row is held until then.
+pub(super) static APPEND: super::query::Query<super::query::Rows<Appended>, Base> =
+    super::query::Query::new(
+        "log.APPEND",
+        "WITH head AS (INSERT INTO log_head AS h (seq) VALUES (cardinality($1::text[])) \
+         ON CONFLICT (tenant_id) DO UPDATE SET seq = h.seq + cardinality($1::text[]) \
+         RETURNING h.seq - cardinality($1::text[]) AS base), \
+         entries AS (INSERT INTO log (seq, time, {r.*}) \
+         SELECT head.base + e.n, now(), e.kind, e.uid, e.id, e.version, e.action, e.method, e.principal, e.actor, \
+         e.ip_address, e.user_agent, e.request_id, e.trace_id, e.context, e.document, e.salt, e.leaf, e.leaf_hash \
+         FROM head, unnest({r.unnest}) WITH ORDINALITY AS e ({r.*}, n)) \
+         SELECT base FROM head",
+    );
+
+pub(super) const ROW_QUERIES: &[&dyn super::query::Check] = &[&APPEND];
+
+row! {
+    /// The number before a write's first.
+    pub struct Base {
+        pub base: i64,
+    }
+}
+
+/// Completes an entry: who, the salted digest of the document, and the leaf that commits to them.
+///
+/// The leaf names no log number: its place in the tree is its number, and leaving it out lets the leaf be made before
+/// the number is known, so that numbering, appending and COMMIT go to the server in one flight.
+pub fn append(
+    entry: Entry,
+    caller: &Caller,
+    request_id: &str,
+    context: Option<&Json>,
+    salt: [u8; 16],
+    now: SystemTime,
+) -> Appended {
+    let Entry { kind, uid, id, version, action, document } = entry;
+    let digest = salted(&salt, &document);
+    let actor_digest = salted(&salt, format!("{}\n{}", caller.principal, caller.actor).as_bytes());
+    let mut leaf = Vec::with_capacity(400);
+    // Written in the order of RFC 8785.
+    let text = |leaf: &mut Vec<u8>, name: &str, value: &str| {
+        leaf.push(if leaf.is_empty() { b'{' } else { b',' });
+        write_string(name, leaf);
+        leaf.push(b':');
+        write_string(value, leaf);
+    };
+    text(&mut leaf, "action", action);
+    text(&mut leaf, "actor_digest", &hex(&actor_digest));
+    text(&mut leaf, "digest", &hex(&digest));
+    text(&mut leaf, "id", &id);
+    text(&mut leaf, "kind", kind);
+    text(&mut leaf, "method", &caller.method);
+    text(&mut leaf, "tenant", &caller.tenant);
+    text(&mut leaf, "time", &rfc3339(now));
+    text(&mut leaf, "uid", &uid.to_string());
+    leaf.extend_from_slice(format!(",\"v\":1,\"version\":{version}}}").as_bytes());
+    let leaf_hash = Sha256::new_with_prefix([0]).chain_update(&leaf).finalize().to_vec();
+    Appended {
+        kind: kind.to_owned(),
+        uid,
+        id,
+        version,
+        action: action.to_owned(),
+        method: caller.method.to_string(),
+        principal: caller.principal.to_string(),
+        actor: caller.actor.to_string(),
+        ip_address: caller.address.to_string(),
+        user_agent: caller.user_agent.to_string(),
+        request_id: request_id.to_owned(),
+        trace_id: caller.trace_id.to_string(),
+        context: context.cloned(),
+        document: Some(document),
+        salt: salt.to_vec(),
+        leaf,
+        leaf_hash,
+    }
+}
+
+fn salted(salt: &[u8], bytes: &[u8]) -> [u8; 32] {
+    Sha256::new_with_prefix(salt).chain_update(bytes).finalize().into()
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The log as the audit trail lists it.
+pub static LISTING: Listing = Listing {
+    kind: "log",
+    table: "log",
+    op: "log.LIST",
+    fields: &[
+        Field::new("seq", "d.seq", FieldKind::Int),
+        Field::new("event_time", "d.time", FieldKind::Time),
+        Field::new("kind", "d.kind", FieldKind::Text),
+        Field::new("entity_id", "d.id", FieldKind::Text),
+        Field::new("version", "d.version", FieldKind::Int),
+        Field::new("action", "d.action", FieldKind::Text),
+        Field::new("method", "d.method", FieldKind::Text),
+        Field::new("principal", "d.principal", FieldKind::Text),
+        Field::new("actor", "d.actor", FieldKind::Text),
+        Field::new("ip_address", "d.ip_address", FieldKind::Text),
+        Field::new("request_id", "d.request_id", FieldKind::Text),
+        Field::new("trace_id", "d.trace_id", FieldKind::Text),
+    ],
+};

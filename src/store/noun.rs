@@ -1,0 +1,239 @@
+//! What every noun has: server-owned facts, the statements that find, insert and save its rows, and its documents.
+
+use super::canonical::write_string;
+use super::query::{FromRow, Query, Rows};
+use crate::Result;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+/// Facts the server owns, alike on every noun.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Meta {
+    pub uid: Uuid,
+    pub version: i64,
+    pub create_time: SystemTime,
+    pub update_time: SystemTime,
+    pub delete_time: Option<SystemTime>,
+    pub created_by: String,
+    pub updated_by: String,
+}
+
+/// A row with an identity, versions and a place in the log. Implemented by [`noun!`](crate::noun).
+pub trait Noun: FromRow + Clone + PartialEq + Sync {
+    /// Its name in the log, in errors and as its table.
+    const KIND: &'static str;
+
+    fn id(&self) -> &str;
+    fn meta(&self) -> Meta;
+    fn set_meta(&mut self, meta: Meta);
+    /// Name and canonical value of each field.
+    fn document_fields(&self) -> Vec<(&'static str, &dyn super::canonical::Canonical)>;
+    fn unnest(rows: &[Self]) -> Rows<Self>;
+    /// Completes a new row with what depends on the time of its creation.
+    fn stamp(&mut self, _now: SystemTime) {}
+
+    /// Live rows by id.
+    fn get() -> &'static Query<(Vec<String>,), Self>;
+    /// Live rows by id, locked until the transaction ends.
+    fn lock() -> &'static Query<(Vec<String>,), Self>;
+    /// The row deleted last under each id, locked.
+    fn lock_deleted() -> &'static Query<(Vec<String>,), Self>;
+    /// New rows; those whose id is taken do not come back.
+    fn insert() -> &'static Query<Rows<Self>, Inserted>;
+    /// Whole rows by uid.
+    fn save() -> &'static Query<Rows<Self>, Inserted>;
+    /// Ids and versions of live rows.
+    fn live() -> &'static Query<(Vec<String>,), Live>;
+    /// The row again from its document.
+    fn from_document(document: &[u8]) -> Result<Self>;
+
+    /// About how much a row sends to the database.
+    fn size_bytes(&self) -> usize {
+        512
+    }
+
+    /// The opaque etag of a version.
+    fn etag(&self) -> String {
+        let meta = self.meta();
+        etag(meta.uid, meta.version)
+    }
+
+    /// The row as canonical JSON, keys named like the columns.
+    fn document(&self) -> Vec<u8> {
+        let mut fields = self.document_fields();
+        // Column names are ASCII, so the order of bytes is the order of RFC 8785.
+        fields.sort_unstable_by_key(|(name, _)| *name);
+        let mut out = Vec::with_capacity(512);
+        out.push(b'{');
+        for (i, (name, value)) in fields.into_iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            write_string(name, &mut out);
+            out.push(b':');
+            value.write(&mut out);
+        }
+        out.push(b'}');
+        out
+    }
+
+    /// The fields a caller gave in which two rows differ: all but those the server owns.
+    fn differing_fields(&self, other: &Self) -> Vec<String> {
+        const SERVER: &[&str] =
+            &["uid", "version", "create_time", "update_time", "delete_time", "created_by", "updated_by"];
+        let mut differing = Vec::new();
+        for ((name, mine), (_, theirs)) in self.document_fields().into_iter().zip(other.document_fields()) {
+            if SERVER.contains(&name) || Self::SERVER_FIELDS.contains(&name) {
+                continue;
+            }
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            mine.write(&mut a);
+            theirs.write(&mut b);
+            if a != b {
+                differing.push(name.to_owned());
+            }
+        }
+        differing
+    }
+
+    /// Further fields that the server fills and a comparison of content passes over.
+    const SERVER_FIELDS: &'static [&'static str] = &[];
+}
+
+/// `"<first 8 hex digits of the uid>-<version>"`, quotes included.
+pub fn etag(uid: Uuid, version: i64) -> String {
+    format!("\"{:08x}-{version}\"", uid.as_u128() as u32)
+}
+
+crate::row! {
+    /// A row that a statement wrote.
+    pub struct Inserted {
+        pub uid: Uuid,
+    }
+}
+
+crate::row! {
+    /// A live resource, for preconditions.
+    pub struct Live {
+        pub id: String,
+        pub version: i64,
+    }
+}
+
+/// Declares a noun: a row struct with the server's fields before its own, and its statements.
+#[macro_export]
+macro_rules! noun {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident in $table:literal as $module:ident {
+            $($(#[$doc:meta])* pub $field:ident: $ty:ty,)*
+        }
+        $($body:item)*
+    ) => {
+        $crate::row! {
+            $(#[$meta])*
+            pub struct $name {
+                pub uid: uuid::Uuid,
+                pub id: String,
+                pub version: i64,
+                pub create_time: std::time::SystemTime,
+                pub update_time: std::time::SystemTime,
+                pub delete_time: Option<std::time::SystemTime>,
+                pub created_by: String,
+                pub updated_by: String,
+                $($(#[$doc])* pub $field: $ty,)*
+            }
+        }
+
+        pub(in $crate::store) mod $module {
+            use super::$name;
+            use $crate::store::noun::Inserted;
+            use $crate::store::query::Rows;
+
+            $crate::queries! { $table {
+                GET(Vec<String>) -> $name =
+                    concat!("SELECT {*} FROM ", $table, " WHERE id = ANY($1) AND delete_time IS NULL");
+                LOCK(Vec<String>) -> $name =
+                    concat!("SELECT {*} FROM ", $table, " WHERE id = ANY($1) AND delete_time IS NULL FOR UPDATE");
+                LOCK_DELETED(Vec<String>) -> $name = concat!(
+                    "SELECT {*} FROM ", $table, " WHERE uid IN (SELECT DISTINCT ON (id) uid FROM ", $table,
+                    " WHERE id = ANY($1) AND delete_time IS NOT NULL ORDER BY id, delete_time DESC, uid DESC) FOR UPDATE");
+                LIVE(Vec<String>) -> $crate::store::noun::Live =
+                    concat!("SELECT {*} FROM ", $table, " WHERE id = ANY($1) AND delete_time IS NULL");
+            } }
+
+            // These take whole rows, so they stand beside the list and are added to it by `ROW_QUERIES`.
+            pub(in $crate::store) static INSERT: $crate::store::query::Query<Rows<$name>, Inserted> =
+                $crate::store::query::Query::new(
+                    concat!($table, ".INSERT"),
+                    concat!("INSERT INTO ", $table, " ({r.*}) SELECT * FROM unnest({r.unnest}) ON CONFLICT DO NOTHING RETURNING uid"),
+                );
+            pub(in $crate::store) static SAVE: $crate::store::query::Query<Rows<$name>, Inserted> =
+                $crate::store::query::Query::new(
+                    concat!($table, ".SAVE"),
+                    concat!("UPDATE ", $table, " AS d SET {r.set} FROM unnest({r.unnest}) AS u ({r.*}) ",
+                            "WHERE d.uid = u.uid RETURNING d.uid"),
+                );
+            pub(in $crate::store) const ROW_QUERIES: &[&dyn $crate::store::query::Check] = &[&INSERT, &SAVE];
+        }
+
+        impl $crate::store::noun::Noun for $name {
+            const KIND: &'static str = $table;
+            $($body)*
+
+            fn id(&self) -> &str {
+                &self.id
+            }
+            fn meta(&self) -> $crate::store::noun::Meta {
+                $crate::store::noun::Meta {
+                    uid: self.uid,
+                    version: self.version,
+                    create_time: self.create_time,
+                    update_time: self.update_time,
+                    delete_time: self.delete_time,
+                    created_by: self.created_by.clone(),
+                    updated_by: self.updated_by.clone(),
+                }
+            }
+            fn set_meta(&mut self, meta: $crate::store::noun::Meta) {
+                let $crate::store::noun::Meta {
+                    uid, version, create_time, update_time, delete_time, created_by, updated_by,
+                } = meta;
+                self.uid = uid;
+                self.version = version;
+                self.create_time = create_time;
+                self.update_time = update_time;
+                self.delete_time = delete_time;
+                self.created_by = created_by;
+                self.updated_by = updated_by;
+            }
+            fn document_fields(&self) -> Vec<(&'static str, &dyn $crate::store::canonical::Canonical)> {
+                self.fields()
+            }
+            fn unnest(rows: &[Self]) -> $crate::store::query::Rows<Self> {
+                Self::unnest(rows)
+            }
+            fn get() -> &'static $crate::store::query::Query<(Vec<String>,), Self> {
+                &$module::GET
+            }
+            fn lock() -> &'static $crate::store::query::Query<(Vec<String>,), Self> {
+                &$module::LOCK
+            }
+            fn lock_deleted() -> &'static $crate::store::query::Query<(Vec<String>,), Self> {
+                &$module::LOCK_DELETED
+            }
+            fn insert() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, $crate::store::noun::Inserted> {
+                &$module::INSERT
+            }
+            fn save() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, $crate::store::noun::Inserted> {
+                &$module::SAVE
+            }
+            fn live() -> &'static $crate::store::query::Query<(Vec<String>,), $crate::store::noun::Live> {
+                &$module::LIVE
+            }
+            fn from_document(document: &[u8]) -> $crate::Result<Self> {
+                Self::from_json(document)
+            }
+        }
+    };
+}

@@ -1,0 +1,277 @@
+//! PostgreSQL: connections by lane, and what its errors mean to a caller.
+
+use super::query::{FromRow, Params, Query};
+use crate::{Error, Reason, Result};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+};
+use futures_util::future::maybe_done;
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+use std::time::Duration;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls, Row};
+
+/// The role that the service works as: it owns nothing and sees only the views of the schema `wall`.
+pub const SERVICE_ROLE: &str = "casebook_app";
+
+/// Which connections a piece of work runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Batched point reads.
+    Read,
+    /// Batched writes: the only connections that may write.
+    Write,
+    /// Lists, statistics and anything slow.
+    Work,
+    /// Health, credentials and status, so that exhaustion elsewhere never fails liveness.
+    Admin,
+}
+
+impl Lane {
+    pub const ALL: [Lane; 4] = [Lane::Read, Lane::Write, Lane::Work, Lane::Admin];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Lane::Read => "read",
+            Lane::Write => "write",
+            Lane::Work => "work",
+            Lane::Admin => "admin",
+        }
+    }
+}
+
+/// How to reach PostgreSQL, and with how many connections.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    pub connect: Config,
+    pub work_size_max: usize,
+    pub read_lanes: usize,
+    pub write_lanes: usize,
+    pub admin_size_max: usize,
+    pub wait_timeout: Duration,
+    pub lifetime_max: Duration,
+    /// Ask a pooled connection for a sign of life before using it (the lanes notice a closed socket by themselves).
+    pub verify: bool,
+    pub statement_timeout: Duration,
+}
+
+/// What one pool looks like at this moment.
+#[derive(Clone, Debug)]
+pub struct PoolState {
+    pub lane: Lane,
+    pub size_max: usize,
+    pub size: usize,
+    pub in_use: usize,
+    pub waiting: usize,
+}
+
+pub struct Pools {
+    read: Pool,
+    write: Pool,
+    work: Pool,
+    admin: Pool,
+}
+
+impl Pools {
+    pub fn new(settings: &PoolSettings) -> Result<Self> {
+        let pool = |lane: Lane, size: usize, verify: bool| {
+            let method = if verify { RecyclingMethod::Verified } else { RecyclingMethod::Fast };
+            let manager = Manager::from_config(
+                session(settings, lane),
+                NoTls,
+                ManagerConfig { recycling_method: method },
+            );
+            let lifetime_max = settings.lifetime_max;
+            Pool::builder(manager)
+                .max_size(size)
+                .runtime(Runtime::Tokio1)
+                .wait_timeout(Some(settings.wait_timeout))
+                .create_timeout(Some(Duration::from_secs(10)))
+                .pre_recycle(Hook::sync_fn(move |_, metrics| {
+                    if metrics.age() > lifetime_max {
+                        return Err(HookError::message("older than pool_max_lifetime_ms"));
+                    }
+                    Ok(())
+                }))
+                .build()
+                .map_err(Error::internal)
+        };
+        Ok(Self {
+            read: pool(Lane::Read, settings.read_lanes, false)?,
+            write: pool(Lane::Write, settings.write_lanes, false)?,
+            work: pool(Lane::Work, settings.work_size_max, settings.verify)?,
+            admin: pool(Lane::Admin, settings.admin_size_max, settings.verify)?,
+        })
+    }
+
+    fn pool(&self, lane: Lane) -> &Pool {
+        match lane {
+            Lane::Read => &self.read,
+            Lane::Write => &self.write,
+            Lane::Work => &self.work,
+            Lane::Admin => &self.admin,
+        }
+    }
+
+    /// A connection of the lane. Waiting is bounded: `POOL_TIMEOUT` when none becomes free in time.
+    pub async fn get(&self, lane: Lane) -> Result<Conn> {
+        Ok(Conn(Some(self.pool(lane).get().await?)))
+    }
+
+    pub fn states(&self) -> Vec<PoolState> {
+        let state = |lane| {
+            let status = self.pool(lane).status();
+            PoolState {
+                lane,
+                size_max: status.max_size,
+                size: status.size,
+                in_use: status.size.saturating_sub(status.available),
+                waiting: status.waiting,
+            }
+        };
+        Lane::ALL.map(state).into()
+    }
+
+    pub fn close(&self) {
+        for lane in Lane::ALL {
+            self.pool(lane).close();
+        }
+    }
+}
+
+/// The settings of a session, all given at connection start so that no statement has to set them.
+fn session(settings: &PoolSettings, lane: Lane) -> Config {
+    let mut connect = settings.connect.clone();
+    let mut options = connect.get_options().unwrap_or_default().to_owned();
+    options.push_str(" -c search_path=wall,pg_catalog");
+    options.push_str(&format!(" -c statement_timeout={}", settings.statement_timeout.as_millis()));
+    options.push_str(" -c idle_in_transaction_session_timeout=60000");
+    // Only the one writer may write, whatever a statement elsewhere tries.
+    if lane != Lane::Write {
+        options.push_str(" -c default_transaction_read_only=on");
+    }
+    if lane == Lane::Work {
+        // Lists and statistics have parameters of very different selectivity.
+        options.push_str(" -c plan_cache_mode=force_custom_plan");
+    }
+    if lane == Lane::Read || lane == Lane::Write {
+        // The batched statements are worth planning once (their arrays differ only in length) and always go by an
+        // index; without this a plan made while a table was empty scans it until the next ANALYZE.
+        options.push_str(" -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off");
+    }
+    if connect.get_user() != Some(SERVICE_ROLE) {
+        options.push_str(&format!(" -c role={SERVICE_ROLE}"));
+    }
+    connect.options(options);
+    connect.application_name(format!("casebook-{}", lane.name()));
+    if connect.get_connect_timeout().is_none() {
+        connect.connect_timeout(Duration::from_secs(5));
+    }
+    connect
+}
+
+/// A connection that goes back to its pool only when its user says that it is clean. Dropped otherwise (an error, a
+/// cancelled call) it is closed, so that no half-done transaction is ever handed on.
+pub struct Conn(Option<Object>);
+
+impl Conn {
+    pub fn client(&self) -> &Client {
+        // Only `done` takes the object, and it consumes self.
+        match &self.0 {
+            Some(object) => object,
+            None => unreachable!("a connection in use has its object"),
+        }
+    }
+
+    pub async fn prepare(&self, sql: &str) -> Result<tokio_postgres::Statement> {
+        match &self.0 {
+            Some(object) => Ok(object.prepare_cached(sql).await?),
+            None => unreachable!("a connection in use has its object"),
+        }
+    }
+
+    /// Runs a typed statement.
+    pub async fn all<P: Params, R: FromRow>(&self, query: &Query<P, R>, params: &P) -> Result<Vec<R>> {
+        let statement = self.prepare(query.sql()).await?;
+        let rows = self.client().query(&statement, &params.as_sql()).await?;
+        read_rows(&rows)
+    }
+
+    /// Puts the connection back: it is outside any transaction.
+    pub fn done(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+/// Runs futures on one connection so that what each sends on its first poll is sent in their order, before anything
+/// that is polled after this. The ready-made joins promise no order beyond a few futures.
+pub async fn in_order<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.into_iter().map(|future| Box::pin(maybe_done(future))).collect();
+    poll_fn(|cx| {
+        let mut all = Poll::Ready(());
+        for future in &mut running {
+            if future.as_mut().poll(cx).is_pending() {
+                all = Poll::Pending;
+            }
+        }
+        all
+    })
+    .await;
+    running.into_iter().filter_map(|mut future| future.as_mut().take_output()).collect()
+}
+
+pub fn read_rows<R: FromRow>(rows: &[Row]) -> Result<Vec<R>> {
+    Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
+}
+
+impl From<tokio_postgres::Error> for Error {
+    /// The one reading of SQLSTATE. Constraint violations are not expected here, since the edge validates and the
+    /// statements use ON CONFLICT: where one still comes up, it is a fault of ours.
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(code) = error.code() else {
+            // No SQLSTATE: the connection is gone, or could not be made.
+            return if error.is_closed() || std::error::Error::source(&error).is_some_and(|s| s.is::<std::io::Error>()) {
+                Self::unavailable(error)
+            } else {
+                Self::internal(error)
+            };
+        };
+        match *code {
+            SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => {
+                Self::Conflict(std::sync::Arc::new(error))
+            }
+            SqlState::QUERY_CANCELED => Self::DeadlineExceeded(" while the database was working"),
+            SqlState::TOO_MANY_CONNECTIONS
+            | SqlState::CANNOT_CONNECT_NOW
+            | SqlState::ADMIN_SHUTDOWN
+            | SqlState::CRASH_SHUTDOWN
+            | SqlState::READ_ONLY_SQL_TRANSACTION => Self::unavailable(error),
+            _ if code.code().starts_with("08") => Self::unavailable(error),
+            _ => Self::internal(error),
+        }
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Timeout(TimeoutType::Wait) => Self::Exhausted {
+                reason: Reason::PoolTimeout,
+                message: "no database connection became free in time".into(),
+                retry_after: Some(Duration::from_millis(500)),
+            },
+            PoolError::Closed => Self::ShuttingDown,
+            // Whatever keeps us from having a connection, nothing was sent on it.
+            other => Self::unavailable(other),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The one way in for changes: every write is a batch, and a batch is one transaction.
+//!
+//! Calls queue per tenant. While one transaction commits, the next batch gathers; nothing waits on a timer. A batch is
+//! claimed in the request ledger, applied kind by kind in set-based statements, numbered and appended to the log, and
+//! answered only after COMMIT. [`Tx`] can be made nowhere else, and only these connections may write at all.
+
+mod attempt;
+mod queue;
+
+pub use attempt::Tx;
+pub use queue::{WriteSettings, Writer};
+
+use super::Store;
+use super::caller::Caller;
+use super::canonical::Json;
+use super::log::{Entry, LogRow};
+use super::noun::Noun;
+use crate::{Error, Result};
+use futures_util::future::BoxFuture;
+use std::any::Any;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+/// What a caller asks of a write beside its content.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    pub request: Option<RequestKey>,
+    pub validate_only: bool,
+    pub context: Option<Json>,
+    pub preconditions: Vec<Precondition>,
+}
+
+/// The caller's idempotency key, and the digest that tells a repetition from another call under the same key.
+#[derive(Clone, Debug)]
+pub struct RequestKey {
+    pub id: String,
+    pub digest: [u8; 32],
+}
+
+/// A state of one resource that a write depends on.
+#[derive(Clone, Debug)]
+pub struct Precondition {
+    pub kind: &'static str,
+    pub id: String,
+    pub wants: Wanted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Exists,
+    Absent,
+    Version(i64),
+}
+
+/// What a write proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Number of the write's last log entry; the tenant's newest when nothing had to change.
+    pub seq: i64,
+    pub replayed: bool,
+    pub unchanged: bool,
+}
+
+/// A kind of change: one type per way of writing. A value of it is kept until the answer is known, because it may be
+/// applied again after a rolled-back attempt, so it holds its ids from the start.
+pub trait Change: Send + Sync + Sized + 'static {
+    type Answer: Send + 'static;
+
+    /// The rows it touches. Two changes that share one never share a batch.
+    fn touches(&self, rows: &mut Vec<RowKey>);
+
+    /// About how much it sends to the database.
+    fn size_bytes(&self) -> usize;
+
+    /// Applies all changes of this kind in one batch and one tenant, in as few statements as there are steps.
+    /// The outcomes stand in the order of the changes. An `Err` fails the whole batch.
+    fn apply<'a>(tx: &'a Tx<'a>, changes: &'a [Applied<'a, Self>]) -> BoxFuture<'a, Result<Vec<Outcome<Self::Answer>>>>;
+
+    /// The answer again, from the log entries the first call made or showed.
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Self::Answer>;
+}
+
+/// One change with who asked for it.
+pub struct Applied<'a, C> {
+    pub change: &'a C,
+    pub caller: &'a Caller,
+}
+
+/// What became of one change inside the transaction.
+pub enum Outcome<A> {
+    Done {
+        answer: A,
+        entries: Vec<Entry>,
+        /// Versions that the answer shows and that were there before.
+        shown: Vec<Shown>,
+    },
+    /// Refused, and nothing of it was written.
+    Failed(Error),
+    /// Refused after a part of it was written: the batch must roll back and run again without it.
+    Spoiled(Error),
+}
+
+/// A version that was there before.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub kind: &'static str,
+    pub id: String,
+    pub uid: Uuid,
+    pub version: i64,
+}
+
+impl Shown {
+    pub fn of<T: Noun>(noun: &T) -> Self {
+        let meta = noun.meta();
+        Self { kind: T::KIND, id: noun.id().to_owned(), uid: meta.uid, version: meta.version }
+    }
+}
+
+/// Names a row for the purpose of keeping two changes of it apart; distinct rows may rarely share a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowKey(u64);
+
+impl RowKey {
+    pub fn new(parts: &[&str]) -> Self {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        parts.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
+impl Store {
+    /// Makes a change, or answers as the first call with the same request id did. Truthful in every case: an error
+    /// says that nothing was written, except `CommitUnknown`, which says that it cannot be known.
+    pub async fn write<C: Change>(
+        &self,
+        caller: Caller,
+        options: WriteOptions,
+        change: C,
+    ) -> Result<(C::Answer, Receipt)> {
+        let mut rows = Vec::with_capacity(1);
+        change.touches(&mut rows);
+        for Precondition { kind, id, .. } in &options.preconditions {
+            rows.push(RowKey::new(&[kind, id]));
+        }
+        if let Some(request) = &options.request {
+            rows.push(RowKey::new(&["request", &caller.principal, caller.method, &request.id]));
+        }
+        // Keys are of one tenant: the same id in two tenants is two rows.
+        for key in &mut rows {
+            *key = RowKey::new(&[&caller.tenant, &key.0.to_string()]);
+        }
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(Error::internal)?;
+        let (reply, answer) = oneshot::channel();
+        let size_bytes = change.size_bytes();
+        self.writer.submit(Job {
+            caller,
+            options,
+            rows,
+            size_bytes,
+            seed,
+            change: Box::new(Waiting { change, reply }),
+        })?;
+        answer.await.map_err(|_| Error::ShuttingDown)?
+    }
+}
+
+/// A change in the queue, with everything an attempt needs.
+struct Job {
+    caller: Caller,
+    options: WriteOptions,
+    rows: Vec<RowKey>,
+    size_bytes: usize,
+    /// Salts are drawn from it, so that an attempt that runs again writes the same bytes.
+    seed: [u8; 32],
+    change: Box<dyn Erased>,
+}
+
+type ErasedAnswer = Box<dyn Any + Send>;
+type ApplyGroup =
+    for<'a> fn(&'a Tx<'a>, Vec<(&'a dyn Erased, &'a Caller)>) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>>;
+
+/// A [`Change`] whose type the queue need not know.
+trait Erased: Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    /// Applies changes that all have this one's type.
+    fn group(&self) -> ApplyGroup;
+    fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer>;
+    fn reply(self: Box<Self>, result: Result<(ErasedAnswer, Receipt)>);
+}
+
+struct Waiting<C: Change> {
+    change: C,
+    reply: oneshot::Sender<Result<(C::Answer, Receipt)>>,
+}
+
+impl<C: Change> Erased for Waiting<C> {
+    fn as_any(&self) -> &dyn Any {
+        &self.change
+    }
+
+    fn group(&self) -> ApplyGroup {
+        fn apply<'a, C: Change>(
+            tx: &'a Tx<'a>,
+            jobs: Vec<(&'a dyn Erased, &'a Caller)>,
+        ) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>> {
+            Box::pin(async move {
+                let changes: Vec<Applied<'a, C>> = jobs
+                    .into_iter()
+                    .filter_map(|(job, caller)| Some(Applied { change: job.as_any().downcast_ref::<C>()?, caller }))
+                    .collect();
+                let outcomes = C::apply(tx, &changes).await?;
+                Ok(outcomes.into_iter().map(Outcome::erase).collect())
+            })
+        }
+        apply::<C>
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer> {
+        Ok(Box::new(self.change.rebuild(entries)?))
+    }
+
+    fn reply(self: Box<Self>, result: Result<(ErasedAnswer, Receipt)>) {
+        let result = result.and_then(|(answer, receipt)| match answer.downcast::<C::Answer>() {
+            Ok(answer) => Ok((*answer, receipt)),
+            Err(_) => Err(Error::internal("an answer of another change's type")),
+        });
+        // A caller that has gone away needs no answer.
+        let _ = self.reply.send(result);
+    }
+}
+
+impl<A: Send + 'static> Outcome<A> {
+    fn erase(self) -> Outcome<ErasedAnswer> {
+        match self {
+            Outcome::Done { answer, entries, shown } => Outcome::Done { answer: Box::new(answer), entries, shown },
+            Outcome::Failed(error) => Outcome::Failed(error),
+            Outcome::Spoiled(error) => Outcome::Spoiled(error),
+        }
+    }
+}
+
+/// Requests as the queue shares them with the attempts at them.
+type Batch = Arc<Vec<Job>>;

@@ -1,0 +1,510 @@
+//! One attempt at a batch: claim, apply, number, append, COMMIT, in three flights to the server.
+
+use super::{Job, Outcome, Precondition, Receipt, Wanted};
+use crate::store::log::{self, Appended, Entry, LogRow};
+use crate::store::noun::{Live, Noun};
+use crate::store::postgres::{Conn, in_order, read_rows};
+use crate::store::query::{FromRow, Params, Query};
+use crate::store::request_ledger::{self as ledger, Claimed};
+use crate::store::{live_query, tenant};
+use crate::{Error, Reason, Result};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+use tokio_postgres::Statement;
+
+/// An open transaction of the one writer, in one tenant. Only this file makes one.
+pub struct Tx<'a> {
+    conn: &'a Conn,
+    tenant: &'a str,
+    /// The transaction's time, PostgreSQL's.
+    pub now: SystemTime,
+    /// In a batch of several tenants, whose statements are in flight together, each statement is sent right behind
+    /// its own tenant setting; a batch of one tenant sets it once.
+    set_tenant: Option<&'a Statement>,
+}
+
+impl Tx<'_> {
+    /// Runs one statement as this tenant.
+    pub async fn run<P: Params, R: FromRow>(&self, query: &Query<P, R>, params: &P) -> Result<Vec<R>> {
+        // Prepared before anything is sent, so that nothing comes between the setting and the statement.
+        let statement = self.conn.prepare(query.sql()).await?;
+        let params = params.as_sql();
+        let rows = self.conn.client().query(&statement, &params);
+        let rows = match self.set_tenant {
+            None => rows.await?,
+            Some(set) => {
+                let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&self.tenant];
+                // Both are sent on the first poll of this join, one behind the other: the driver queues a message when
+                // its future is first polled, and only one task polls this connection's transaction.
+                let (set, rows) = futures_util::join!(self.conn.client().query(set, &tenant), rows);
+                set?;
+                rows?
+            }
+        };
+        read_rows(&rows)
+    }
+
+    /// Live rows by id, locked; missing ones are left out.
+    pub async fn lock<T: Noun>(&self, ids: Vec<String>) -> Result<HashMap<String, T>> {
+        by_id(self.run(T::lock(), &(ids,)).await?)
+    }
+
+    /// The rows deleted last under the ids, locked; missing ones are left out.
+    pub async fn lock_deleted<T: Noun>(&self, ids: Vec<String>) -> Result<HashMap<String, T>> {
+        by_id(self.run(T::lock_deleted(), &(ids,)).await?)
+    }
+
+    /// Inserts new rows; answers for each whether its id was free.
+    pub async fn insert<T: Noun>(&self, rows: &[T]) -> Result<Vec<bool>> {
+        let inserted = self.run(T::insert(), &T::unnest(rows)).await?;
+        if inserted.len() == rows.len() {
+            return Ok(vec![true; rows.len()]);
+        }
+        let inserted: std::collections::HashSet<_> = inserted.into_iter().map(|row| row.uid).collect();
+        Ok(rows.iter().map(|row| inserted.contains(&row.meta().uid)).collect())
+    }
+
+    /// Writes back rows that were locked before.
+    pub async fn save<T: Noun>(&self, rows: &[T]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let saved = self.run(T::save(), &T::unnest(rows)).await?;
+        if saved.len() == rows.len() {
+            return Ok(());
+        }
+        Err(Error::internal(format!("saved {} of {} locked {} rows", saved.len(), rows.len(), T::KIND)))
+    }
+}
+
+fn by_id<T: Noun>(rows: Vec<T>) -> Result<HashMap<String, T>> {
+    Ok(rows.into_iter().map(|row| (row.id().to_owned(), row)).collect())
+}
+
+/// What became of one job of a batch.
+pub(super) enum Verdict {
+    Done(super::ErasedAnswer, Receipt),
+    Failed(Error),
+}
+
+/// What became of an attempt.
+pub(super) enum Attempted {
+    /// Committed, or for validate_only rolled back as asked: one verdict per job.
+    Answered(Vec<Verdict>),
+    /// Rolled back, because this job failed half-way.
+    Spoiled { index: usize, error: Error },
+}
+
+/// The jobs of one tenant in a batch, by their places in it.
+struct Group<'a> {
+    tenant: &'a str,
+    jobs: Vec<usize>,
+}
+
+/// A job's state between the flights.
+enum Progress {
+    Open,
+    Over(Verdict),
+    Applied { answer: super::ErasedAnswer, entries: Vec<Entry>, shown: Vec<super::Shown>, unchanged: bool },
+}
+
+/// Runs the batch once. `commit_sent` tells, should this never return, whether COMMIT may have happened.
+pub(super) async fn attempt(conn: Conn, jobs: &[Job], commit_sent: &AtomicBool) -> Result<Attempted> {
+    commit_sent.store(false, Ordering::SeqCst);
+    let set_tenant = conn.prepare(tenant::SET_TENANT.sql()).await?;
+    let groups = group_by_tenant(jobs);
+    let mut progress: Vec<Progress> = jobs.iter().map(|_| Progress::Open).collect();
+
+    // First flight: the transaction, the tenants, and which request ids are new.
+    let claim = conn.prepare(ledger::CLAIM.sql()).await?;
+    let begin = conn.client().batch_execute("BEGIN");
+    let open = in_order(groups.iter().map(|group| open_tenant(&conn, jobs, group, &set_tenant, &claim)));
+    let (begun, opened) = futures_util::join!(begin, open);
+    begun?;
+    let opened = opened.into_iter().collect::<Result<Vec<_>>>()?;
+
+    let several = groups.len() > 1;
+    let tx: Vec<Tx> = groups
+        .iter()
+        .zip(&opened)
+        .map(|(group, (now, _))| Tx {
+            conn: &conn,
+            tenant: group.tenant,
+            now: *now,
+            set_tenant: several.then_some(&set_tenant),
+        })
+        .collect();
+
+    for ((group, tx), (_, claimed)) in groups.iter().zip(&tx).zip(opened) {
+        replay(tx, jobs, group, claimed, &mut progress).await?;
+        check_preconditions(tx, jobs, group, &mut progress).await?;
+    }
+
+    // Second flight: the changes, one set-based statement per kind and step, all tenants at once.
+    let mut runs = Vec::new();
+    for (group, tx) in groups.iter().zip(&tx) {
+        // By address of the function that applies the type, which is as good as the type.
+        let mut kinds: BTreeMap<usize, (super::ApplyGroup, Vec<usize>)> = BTreeMap::new();
+        for &index in &group.jobs {
+            if matches!(progress[index], Progress::Open) {
+                let apply = jobs[index].change.group();
+                kinds.entry(apply as usize).or_insert_with(|| (apply, Vec::new())).1.push(index);
+            }
+        }
+        for (apply, indexes) in kinds.into_values() {
+            runs.push(async move {
+                let changes = indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
+                Ok::<_, Error>((indexes, apply(tx, changes).await?))
+            });
+        }
+    }
+    for run in in_order(runs).await {
+        let (indexes, outcomes) = run?;
+        if outcomes.len() != indexes.len() {
+            return Err(Error::internal("a change was applied without an outcome"));
+        }
+        for (index, outcome) in indexes.into_iter().zip(outcomes) {
+            progress[index] = match outcome {
+                Outcome::Done { answer, entries, shown } => {
+                    Progress::Applied { answer, unchanged: entries.is_empty(), entries, shown }
+                }
+                Outcome::Failed(error) => Progress::Over(Verdict::Failed(error)),
+                Outcome::Spoiled(error) => {
+                    roll_back(conn).await;
+                    return Ok(Attempted::Spoiled { index, error });
+                }
+            };
+        }
+    }
+
+    if jobs.iter().any(|job| job.options.validate_only) {
+        let verdicts = progress.into_iter().map(|state| state.committed(0)).collect();
+        drop(tx);
+        roll_back(conn).await;
+        return Ok(Attempted::Answered(verdicts));
+    }
+
+    // Third flight: number, append, settle the ledger, COMMIT. Tenants are in the order of their names, so that two
+    // servers lock head rows in the same order.
+    let mut last = Vec::new();
+    for (group, tx) in groups.iter().zip(&tx) {
+        last.push(Settlement::prepare(tx, jobs, group, &mut progress).await?);
+    }
+    let append = conn.prepare(log::APPEND.sql()).await?;
+    let settle = conn.prepare(ledger::SETTLE.sql()).await?;
+    let release = conn.prepare(ledger::RELEASE.sql()).await?;
+    let commit = {
+        let finish = in_order(last.iter().map(|last| async {
+            let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&last.tenant];
+            let (rows, settled, released) = (last.rows.as_sql(), last.settled.as_sql(), last.released.as_sql());
+            let client = conn.client();
+            let (set, base, settled, released) = futures_util::join!(
+                async { if several { client.query(&set_tenant, &tenant).await.map(drop) } else { Ok(()) } },
+                async { if last.changes { client.query(&append, &rows).await.map(Some) } else { Ok(None) } },
+                async { if last.settles { client.query(&settle, &settled).await.map(drop) } else { Ok(()) } },
+                async { if last.releases { client.query(&release, &released).await.map(drop) } else { Ok(()) } },
+            );
+            set.and(settled).and(released).and(base)
+        }));
+        commit_sent.store(true, Ordering::SeqCst);
+        let (bases, commit) = futures_util::join!(finish, conn.client().batch_execute("COMMIT"));
+        // The first failure is the cause; what follows it only reports an aborted transaction.
+        bases.into_iter().collect::<Result<Vec<_>, _>>().and_then(|bases| commit.map(|()| bases))
+    };
+    let bases = match commit {
+        Ok(bases) => bases,
+        Err(error) => {
+            let error = Error::from(error);
+            return Err(match error {
+                // The connection went while COMMIT was on its way.
+                Error::Unavailable { cause, .. } => Error::CommitUnknown(cause),
+                // The server answered, so the transaction is rolled back.
+                other => {
+                    commit_sent.store(false, Ordering::SeqCst);
+                    other
+                }
+            });
+        }
+    };
+
+    let mut seqs: Vec<i64> = vec![0; jobs.len()];
+    for (last, rows) in last.iter().zip(bases) {
+        let base = match rows {
+            Some(rows) => read_rows::<log::Base>(&rows)?.first().map_or(0, |row| row.base),
+            None => 0,
+        };
+        for &(index, offset) in &last.offsets {
+            seqs[index] = base + offset;
+        }
+    }
+    drop(tx);
+    conn.done();
+    Ok(Attempted::Answered(progress.into_iter().zip(seqs).map(|(state, seq)| state.committed(seq)).collect()))
+}
+
+impl Progress {
+    fn committed(self, seq: i64) -> Verdict {
+        match self {
+            Progress::Over(verdict) => verdict,
+            Progress::Applied { answer, unchanged, .. } => {
+                Verdict::Done(answer, Receipt { seq, replayed: false, unchanged })
+            }
+            Progress::Open => Verdict::Failed(Error::internal("a change was never applied")),
+        }
+    }
+}
+
+async fn roll_back(conn: Conn) {
+    // If even this fails, the connection is closed, which rolls back too.
+    if conn.client().batch_execute("ROLLBACK").await.is_ok() {
+        conn.done();
+    }
+}
+
+fn group_by_tenant(jobs: &[Job]) -> Vec<Group<'_>> {
+    let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, job) in jobs.iter().enumerate() {
+        groups.entry(&job.caller.tenant).or_default().push(index);
+    }
+    groups.into_iter().map(|(tenant, jobs)| Group { tenant, jobs }).collect()
+}
+
+/// Sets the tenant and claims the request ids of its jobs; answers the time and which ids were new.
+async fn open_tenant(
+    conn: &Conn,
+    jobs: &[Job],
+    group: &Group<'_>,
+    set_tenant: &Statement,
+    claim: &Statement,
+) -> Result<(SystemTime, Vec<Claimed>)> {
+    let keys = ledger::Keys::of(group.jobs.iter().map(|&i| &jobs[i]).filter_map(|job| {
+        // A rehearsal claims nothing.
+        let request = job.options.request.as_ref().filter(|_| !job.options.validate_only)?;
+        Some((&*job.caller.principal, job.caller.method, &*request.id, request.digest))
+    }));
+    let client = conn.client();
+    let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&group.tenant];
+    let params = keys.with_digests();
+    let params = params.as_sql();
+    let (set, claimed) = futures_util::join!(client.query(set_tenant, &tenant), async {
+        if keys.is_empty() { Ok(Vec::new()) } else { client.query(claim, &params).await }
+    });
+    let set: Vec<tenant::TenantSet> = read_rows(&set?)?;
+    let now = set.first().map(|row| row.now).ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
+    Ok((now, read_rows(&claimed?)?))
+}
+
+/// Answers the jobs whose request id is not new from the ledger and the log.
+async fn replay(
+    tx: &Tx<'_>,
+    jobs: &[Job],
+    group: &Group<'_>,
+    claimed: Vec<Claimed>,
+    progress: &mut [Progress],
+) -> Result<()> {
+    let is_new = |job: &Job, id: &str| {
+        claimed
+            .iter()
+            .any(|c| c.request_id == id && c.method == job.caller.method && *c.principal == *job.caller.principal)
+    };
+    let mut old = Vec::new();
+    for &index in &group.jobs {
+        let job = &jobs[index];
+        if let Some(request) = job.options.request.as_ref().filter(|_| !job.options.validate_only) {
+            if !is_new(job, &request.id) {
+                old.push((index, request));
+            }
+        }
+    }
+    if old.is_empty() {
+        return Ok(());
+    }
+    let keys = ledger::Keys::of(old.iter().map(|(index, request)| {
+        let caller = &jobs[*index].caller;
+        (&*caller.principal, caller.method, &*request.id, request.digest)
+    }));
+    let found = tx.run(&ledger::READ, &keys.params()).await?;
+    for (index, request) in old {
+        let job = &jobs[index];
+        let found = found.iter().find(|row| {
+            row.request_id == request.id
+                && row.method == job.caller.method
+                && *row.principal == *job.caller.principal
+        });
+        let verdict = match found {
+            // It was there when we tried to claim it, and expired in between.
+            None => return Err(Error::Conflict(std::sync::Arc::from(Box::from("a request id expired while it was used")))),
+            Some(row) if row.digest != request.digest => Verdict::Failed(Error::invalid_because(
+                Reason::RequestIdReused,
+                "options.request_id",
+                "was used before for a call with other content",
+            )),
+            Some(row) => {
+                let own = row.first_seq..row.first_seq + i64::from(row.entry_count);
+                let last = own.clone().last().or(row.earlier_seqs.iter().copied().max());
+                let seqs: Vec<i64> = own.chain(row.earlier_seqs.iter().copied()).collect();
+                let entries: Vec<LogRow> = tx.run(&log::BY_SEQ, &(seqs,)).await?;
+                let unchanged = row.entry_count == 0;
+                match job.change.rebuild(&entries) {
+                    Ok(answer) => Verdict::Done(answer, Receipt { seq: last.unwrap_or(0), replayed: true, unchanged }),
+                    Err(error) => Verdict::Failed(error),
+                }
+            }
+        };
+        progress[index] = Progress::Over(verdict);
+    }
+    Ok(())
+}
+
+/// Holds the preconditions of the tenant's jobs against the rows. The head row is locked first: every write of the
+/// tenant locks it before it commits, so what is seen now still holds when this transaction commits.
+async fn check_preconditions(tx: &Tx<'_>, jobs: &[Job], group: &Group<'_>, progress: &mut [Progress]) -> Result<()> {
+    let open = |index: &&usize| {
+        matches!(progress[**index], Progress::Open) && !jobs[**index].options.preconditions.is_empty()
+    };
+    let wanting: Vec<usize> = group.jobs.iter().filter(open).copied().collect();
+    if wanting.is_empty() {
+        return Ok(());
+    }
+    tx.run(&log::LOCK_HEAD, &()).await?;
+    let mut ids: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for &index in &wanting {
+        for Precondition { kind, id, .. } in &jobs[index].options.preconditions {
+            ids.entry(kind).or_default().push(id.clone());
+        }
+    }
+    let mut live: HashMap<(&'static str, String), i64> = HashMap::new();
+    for (kind, ids) in ids {
+        let query = live_query(kind).ok_or_else(|| Error::internal(format!("no precondition on {kind}")))?;
+        for Live { id, version } in tx.run(query, &(ids,)).await? {
+            live.insert((kind, id), version);
+        }
+    }
+    for index in wanting {
+        let broken = jobs[index].options.preconditions.iter().position(|condition| {
+            let found = live.get(&(condition.kind, condition.id.clone()));
+            match condition.wants {
+                Wanted::Exists => found.is_none(),
+                Wanted::Absent => found.is_some(),
+                Wanted::Version(version) => found != Some(&version),
+            }
+        });
+        if let Some(n) = broken {
+            let Precondition { kind, id, wants } = &jobs[index].options.preconditions[n];
+            let wanted = match wants {
+                Wanted::Exists => "does not exist".to_owned(),
+                Wanted::Absent => "exists".to_owned(),
+                Wanted::Version(version) => format!("is not at version {version}"),
+            };
+            progress[index] = Progress::Over(Verdict::Failed(Error::Refused {
+                reason: Reason::PreconditionFailed,
+                message: format!("options.preconditions[{n}] does not hold: {kind} \"{id}\" {wanted}"),
+                metadata: vec![("index", n.to_string())],
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// What the last flight sends for one tenant.
+struct Settlement<'a> {
+    tenant: &'a str,
+    rows: crate::store::query::Rows<Appended>,
+    /// Job and the offset of its last entry from the tenant's base.
+    offsets: Vec<(usize, i64)>,
+    settled: ledger::Settled,
+    released: ledger::KeyParams,
+    changes: bool,
+    settles: bool,
+    releases: bool,
+}
+
+impl<'a> Settlement<'a> {
+    async fn prepare(
+        tx: &Tx<'a>,
+        jobs: &[Job],
+        group: &Group<'_>,
+        progress: &mut [Progress],
+    ) -> Result<Settlement<'a>> {
+        let mut rows = Vec::new();
+        let mut offsets = Vec::new();
+        let mut settled = Vec::new();
+        let mut failed = Vec::new();
+        let mut changes = false;
+        for &index in &group.jobs {
+            let job = &jobs[index];
+            match &mut progress[index] {
+                Progress::Applied { entries, shown, .. } => {
+                    changes = true;
+                    let first = rows.len() as i64 + 1;
+                    let made = entries.len();
+                    let request_id = match &job.options.request {
+                        Some(request) => &*request.id,
+                        None => &*job.caller.request_id,
+                    };
+                    for (n, entry) in std::mem::take(entries).into_iter().enumerate() {
+                        let salt = salt(&job.seed, n);
+                        let context = job.options.context.as_ref();
+                        rows.push(log::append(entry, &job.caller, request_id, context, salt, tx.now));
+                    }
+                    offsets.push((index, rows.len() as i64));
+                    if let Some(request) = &job.options.request {
+                        let earlier = if shown.is_empty() { Vec::new() } else { seqs_of(tx, shown).await? };
+                        settled.push((job, request, first, made, earlier));
+                    }
+                }
+                Progress::Over(Verdict::Failed(_)) => {
+                    if let Some(request) = &job.options.request {
+                        failed.push((job, request));
+                    }
+                }
+                Progress::Over(Verdict::Done(..)) | Progress::Open => {}
+            }
+        }
+        let total = rows.len() as i64;
+        // A failed call is not kept; but one refused because its id belongs to another call must leave that call's row.
+        failed.retain(|(job, _)| !claims_of_others(job, progress, jobs));
+        let keys = ledger::Keys::of(failed.iter().map(|(job, request)| {
+            (&*job.caller.principal, job.caller.method, &*request.id, request.digest)
+        }));
+        Ok(Settlement {
+            tenant: tx.tenant,
+            offsets,
+            changes,
+            settles: !settled.is_empty(),
+            settled: ledger::Settled::of(settled.iter().map(|(job, request, first, made, earlier)| {
+                let key = (&*job.caller.principal, job.caller.method, &*request.id, request.digest);
+                (key, total - first, *made as i32, earlier.as_slice())
+            })),
+            releases: !keys.is_empty(),
+            released: keys.params(),
+            rows: Appended::unnest(&rows),
+        })
+    }
+}
+
+/// Whether the job failed because its request id is another call's.
+fn claims_of_others(job: &Job, progress: &[Progress], jobs: &[Job]) -> bool {
+    jobs.iter().position(|other| std::ptr::eq(other, job)).is_some_and(|index| {
+        matches!(&progress[index], Progress::Over(Verdict::Failed(error)) if error.reason() == Reason::RequestIdReused)
+    })
+}
+
+async fn seqs_of(tx: &Tx<'_>, shown: &[super::Shown]) -> Result<Vec<i64>> {
+    let kinds = shown.iter().map(|s| s.kind.to_owned()).collect();
+    let ids = shown.iter().map(|s| s.id.clone()).collect();
+    let uids = shown.iter().map(|s| s.uid).collect();
+    let versions = shown.iter().map(|s| s.version).collect();
+    let rows = tx.run(&log::SEQ_OF, &(kinds, ids, uids, versions)).await?;
+    Ok(rows.into_iter().map(|row| row.seq).collect())
+}
+
+/// The salt of a job's nth entry.
+fn salt(seed: &[u8; 32], n: usize) -> [u8; 16] {
+    let hash = Sha256::new_with_prefix(seed).chain_update((n as u64).to_be_bytes()).finalize();
+    let mut salt = [0; 16];
+    salt.copy_from_slice(&hash[..16]);
+    salt
+}

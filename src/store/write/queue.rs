@@ -1,0 +1,310 @@
+//! Gathers writes into batches while earlier ones commit, and sees each batch through to truthful answers.
+
+use super::attempt::{Attempted, Verdict, attempt};
+use super::{Batch, Job, RowKey};
+use crate::store::backend::{Backend, Op};
+use crate::store::postgres::Lane;
+use crate::telemetry::Metrics;
+use crate::{Error, Reason, Result};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How writes are batched.
+#[derive(Clone, Debug)]
+pub struct WriteSettings {
+    /// Batches in flight at once, each on its own connection.
+    pub lanes: usize,
+    pub batch_requests_max: usize,
+    pub batch_size_bytes_max: usize,
+    /// Calls of one tenant that may wait; one more is refused with `OVERLOADED`.
+    pub queue_per_tenant_max: usize,
+}
+
+/// A batch that was sent is given this long, whatever its callers' deadlines: cutting it short would only leave
+/// them in doubt. PostgreSQL's statement_timeout is shorter.
+const ATTEMPT_MAX: Duration = Duration::from_secs(60);
+
+/// How long a lost reply to COMMIT is looked into before its caller is told that the outcome is unknown.
+const RESOLVE_MAX: Duration = Duration::from_secs(20);
+
+#[derive(Clone)]
+pub struct Writer(Arc<Shared>);
+
+struct Shared {
+    backend: Backend,
+    metrics: Arc<Metrics>,
+    settings: WriteSettings,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queues: HashMap<Arc<str>, VecDeque<Job>>,
+    /// Tenants with work, in the order in which they are served.
+    turns: VecDeque<Arc<str>>,
+    waiting: usize,
+    workers: usize,
+    /// Rows of the batches in flight.
+    busy: HashSet<RowKey>,
+}
+
+impl Writer {
+    pub fn new(backend: Backend, metrics: Arc<Metrics>, settings: WriteSettings) -> Self {
+        Self(Arc::new(Shared { backend, metrics, settings, state: Mutex::default() }))
+    }
+
+    /// Queues a job. Refuses it when the tenant has too many waiting.
+    pub(super) fn submit(&self, job: Job) -> Result<()> {
+        let mut state = self.0.state();
+        let tenant = Arc::clone(&job.caller.tenant);
+        let queue = state.queues.entry(Arc::clone(&tenant)).or_default();
+        if queue.len() >= self.0.settings.queue_per_tenant_max {
+            return Err(Error::Exhausted {
+                reason: Reason::Overloaded,
+                message: "too many writes of this tenant are waiting".into(),
+                retry_after: Some(Duration::from_millis(200)),
+            });
+        }
+        if queue.is_empty() {
+            state.turns.push_back(Arc::clone(&tenant));
+        }
+        // The entry was made above.
+        if let Some(queue) = state.queues.get_mut(&tenant) {
+            queue.push_back(job);
+        }
+        state.waiting += 1;
+        self.0.metrics.write_queue.set(state.waiting as i64);
+        self.wake(&mut state);
+        Ok(())
+    }
+
+    /// Puts a worker on the queue if a lane is free.
+    fn wake(&self, state: &mut State) {
+        if state.workers < self.0.settings.lanes {
+            state.workers += 1;
+            let writer = self.clone();
+            tokio::spawn(async move { writer.work().await });
+        }
+    }
+
+    /// Runs batches until nothing is left that can run.
+    async fn work(self) {
+        loop {
+            let jobs = {
+                let mut state = self.0.state();
+                let jobs = state.gather(&self.0.settings);
+                self.0.metrics.write_queue.set(state.waiting as i64);
+                if jobs.is_empty() {
+                    state.workers -= 1;
+                    return;
+                }
+                jobs
+            };
+            let rows: Vec<RowKey> = jobs.iter().flat_map(|job| job.rows.iter().copied()).collect();
+            // On a task of its own, so that a panic costs its batch and not the lane.
+            let writer = self.clone();
+            if tokio::spawn(async move { writer.run(jobs).await }).await.is_err() {
+                tracing::error!("a write batch panicked; its callers are answered as if the server had stopped");
+            }
+            let mut state = self.0.state();
+            for row in rows {
+                state.busy.remove(&row);
+            }
+            // What waited for these rows may suit the other lane.
+            if state.waiting > 0 {
+                self.wake(&mut state);
+            }
+        }
+    }
+
+    /// Sees a batch through: every job is answered, and truthfully.
+    async fn run(&self, jobs: Vec<Job>) {
+        let now = Instant::now();
+        let (mut jobs, late): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.caller.deadline > now);
+        for job in late {
+            job.change.reply(Err(Error::DeadlineExceeded(" while the write was queued; it was not made")));
+        }
+        while !jobs.is_empty() {
+            self.0.metrics.write_batch_requests.observe(jobs.len() as f64);
+            let (batch, outcome) = self.attempt(jobs, Instant::now() + ATTEMPT_MAX).await;
+            jobs = match outcome {
+                Ok(Attempted::Answered(verdicts)) => {
+                    self.0.metrics.tx_committed.inc();
+                    answer(batch, verdicts, false);
+                    return;
+                }
+                Ok(Attempted::Spoiled { index, error }) => {
+                    self.0.metrics.tx_aborted.inc();
+                    let mut rest = batch;
+                    rest.remove(index).change.reply(Err(error));
+                    rest
+                }
+                Err(error @ Error::CommitUnknown(_)) => {
+                    self.0.metrics.tx_unknown.inc();
+                    self.resolve(batch, error).await;
+                    return;
+                }
+                // An unexpected error has one culprit; alone, each job shows whether it is the one.
+                Err(error) if batch.len() > 1 && !error.is_transient() => {
+                    self.0.metrics.tx_aborted.inc();
+                    tracing::debug!(%error, jobs = batch.len(), "a batch failed; running its jobs one by one");
+                    for job in batch {
+                        Box::pin(self.run(vec![job])).await;
+                    }
+                    return;
+                }
+                Err(error) => {
+                    self.0.metrics.tx_aborted.inc();
+                    for job in batch {
+                        job.change.reply(Err(error.clone()));
+                    }
+                    return;
+                }
+            };
+        }
+    }
+
+    /// One attempt through the back-end stack, which runs it again only if nothing was committed.
+    async fn attempt(&self, jobs: Vec<Job>, deadline: Instant) -> (Vec<Job>, Result<Attempted>) {
+        let batch: Batch = Arc::new(jobs);
+        let commit_sent = Arc::new(AtomicBool::new(false));
+        let op = {
+            let (batch, commit_sent) = (Arc::clone(&batch), Arc::clone(&commit_sent));
+            Op::new("write.BATCH", Lane::Write, deadline, move |conn| {
+                let (batch, commit_sent) = (Arc::clone(&batch), Arc::clone(&commit_sent));
+                Box::pin(async move { attempt(conn, &batch, &commit_sent).await })
+            })
+        };
+        let mut outcome = self.0.backend.call(op).await;
+        if let Err(error @ Error::DeadlineExceeded(_)) = &outcome {
+            if commit_sent.load(Ordering::SeqCst) {
+                outcome = Err(Error::CommitUnknown(Arc::new(error.clone())));
+            }
+        }
+        // The stack has let go of its copies: the operation is over.
+        match Arc::try_unwrap(batch) {
+            Ok(jobs) => (jobs, outcome),
+            Err(_) => (Vec::new(), Err(Error::internal("a batch is still in use after its attempt"))),
+        }
+    }
+
+    /// Finds out what became of a COMMIT whose reply was lost. Claiming the same request id again waits for the old
+    /// transaction to end and then shows whether it committed; without a request id nobody can tell.
+    async fn resolve(&self, jobs: Vec<Job>, error: Error) {
+        let (mut known, unknown): (Vec<Job>, Vec<Job>) =
+            jobs.into_iter().partition(|job| job.options.request.is_some());
+        for job in unknown {
+            job.change.reply(Err(error.clone()));
+        }
+        let until = Instant::now() + RESOLVE_MAX;
+        let mut pause = Duration::from_millis(25);
+        while !known.is_empty() {
+            let (batch, outcome) = self.attempt(known, until).await;
+            known = match outcome {
+                Ok(Attempted::Answered(verdicts)) => {
+                    answer(batch, verdicts, true);
+                    return;
+                }
+                Ok(Attempted::Spoiled { index, error }) => {
+                    let mut rest = batch;
+                    rest.remove(index).change.reply(Err(error));
+                    rest
+                }
+                Err(_) if Instant::now() + pause < until => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                    batch
+                }
+                Err(_) => {
+                    for job in batch {
+                        job.change.reply(Err(error.clone()));
+                    }
+                    return;
+                }
+            };
+        }
+    }
+}
+
+/// Gives each job its verdict. After a lost reply (`first_time`), what the ledger shows is the call's own answer.
+fn answer(batch: Vec<Job>, verdicts: Vec<Verdict>, first_time: bool) {
+    for (job, verdict) in batch.into_iter().zip(verdicts) {
+        job.change.reply(match verdict {
+            Verdict::Done(answer, mut receipt) => {
+                receipt.replayed &= !first_time;
+                Ok((answer, receipt))
+            }
+            Verdict::Failed(error) => Err(error),
+        });
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The next batch: one job of each tenant in turn, oldest first, until the batch is full. A job waits when it
+    /// touches a row that is in flight, in this batch, or wanted by an older job that waits.
+    fn gather(&mut self, settings: &WriteSettings) -> Vec<Job> {
+        let mut batch: Vec<Job> = Vec::new();
+        let mut size_bytes = 0;
+        let mut held: HashMap<Arc<str>, VecDeque<Job>> = HashMap::new();
+        let mut wanted: HashSet<RowKey> = HashSet::new();
+        while let Some(tenant) = self.turns.pop_front() {
+            let Some(queue) = self.queues.get_mut(&tenant) else { continue };
+            let Some(job) = queue.pop_front() else {
+                self.queues.remove(&tenant);
+                continue;
+            };
+            let more = !queue.is_empty();
+            let blocked = job.rows.iter().any(|row| self.busy.contains(row) || wanted.contains(row));
+            // A rehearsal rolls back, so it shares its transaction with nobody.
+            let alone = job.options.validate_only;
+            if blocked || (alone && !batch.is_empty()) {
+                wanted.extend(job.rows.iter().copied());
+                held.entry(Arc::clone(&tenant)).or_default().push_back(job);
+                if more {
+                    self.turns.push_front(tenant);
+                }
+                continue;
+            }
+            let full = batch.len() + 1 > settings.batch_requests_max
+                || (!batch.is_empty() && size_bytes + job.size_bytes > settings.batch_size_bytes_max);
+            if full {
+                queue.push_front(job);
+                self.turns.push_front(tenant);
+                break;
+            }
+            size_bytes += job.size_bytes;
+            self.busy.extend(job.rows.iter().copied());
+            self.waiting -= 1;
+            batch.push(job);
+            if more {
+                self.turns.push_back(tenant);
+            }
+            if alone {
+                break;
+            }
+        }
+        for (tenant, jobs) in held {
+            let queue = self.queues.entry(Arc::clone(&tenant)).or_default();
+            for job in jobs.into_iter().rev() {
+                queue.push_front(job);
+            }
+            if !self.turns.contains(&tenant) {
+                self.turns.push_back(tenant);
+            }
+        }
+        self.queues.retain(|_, queue| !queue.is_empty());
+        let queues = &self.queues;
+        self.turns.retain(|tenant| queues.contains_key(tenant));
+        batch
+    }
+}

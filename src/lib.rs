@@ -1,6 +1,10 @@
 //! Casebook: the system of record for decisions that machines make about people.
 
+pub mod cli;
+pub mod config;
+pub mod embedded;
 pub mod error;
+pub mod rpc;
 pub mod store;
 pub mod telemetry;
 

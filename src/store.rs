@@ -160,6 +160,9 @@ impl Store {
             .snapshot(caller, log::AS_OF.name, move |snapshot| {
                 let params = Arc::clone(&params);
                 Box::pin(async move {
+                    if params.2 > snapshot.head().await? {
+                        return Err(snapshot::in_the_future());
+                    }
                     let rows = snapshot.all(&log::AS_OF, &*params).await?;
                     snapshot.end(rows).await
                 })

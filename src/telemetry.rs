@@ -1,22 +1,144 @@
-//! Temporary.
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
-use std::sync::Arc;
-use std::time::Duration;
+//! What the server says about itself: its log, its metrics, and the pages an operator's tools read.
 
-pub struct OpMetrics;
-impl OpMetrics {
-    pub fn observe(&self, _ok: bool, _elapsed: Duration) {}
+pub mod metrics;
+pub mod pages;
+
+pub use metrics::Metrics;
+
+use crate::error::{Error, Result};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io;
+use std::panic;
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    #[default]
+    Json,
+    /// For a person at a terminal.
+    Pretty,
 }
-pub struct Metrics {
-    pub write_queue: Gauge,
-    pub write_batch_requests: Histogram,
-    pub read_batch_requests: Histogram,
-    pub tx_committed: Counter,
-    pub tx_aborted: Counter,
-    pub tx_unknown: Counter,
+
+/// Starts logging to standard error, panics included. `filter` is tracing's: `info,casebook=debug`.
+pub fn init_log(format: LogFormat, filter: &str) -> Result<()> {
+    subscriber(format, filter, io::stderr)?
+        .try_init()
+        .map_err(|error| Error::internal(format!("the log is already set up: {error}")))?;
+    log_panics();
+    Ok(())
 }
-impl Metrics {
-    pub fn op(&self, _name: &'static str) -> Arc<OpMetrics> {
-        Arc::new(OpMetrics)
+
+fn subscriber<W>(
+    format: LogFormat,
+    filter: &str,
+    writer: W,
+) -> Result<impl Subscriber + Send + Sync + 'static>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| Error::invalid("log.filter", format!("does not parse: {error}")))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Pretty => lines.boxed(),
+    };
+    // tokio-postgres logs parameter values at debug, whatever the filter asks for.
+    let no_parameters = filter_fn(|metadata| {
+        !metadata.target().starts_with("tokio_postgres") || *metadata.level() <= Level::WARN
+    });
+    Ok(Registry::default().with(lines).with(filter).with(no_parameters))
+}
+
+/// A panic is a log line like any other, with the span of the call it happened in.
+fn log_panics() {
+    panic::set_hook(Box::new(|info| {
+        let location = info.location().map(ToString::to_string).unwrap_or_default();
+        let backtrace = Backtrace::capture();
+        let backtrace =
+            (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        let message = panic_text(info.payload());
+        tracing::error!(location, backtrace, panic = message, "panicked");
+    }));
+}
+
+/// What a panic said.
+pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(filter: &str, log: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = subscriber(LogFormat::Json, filter, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn parameters_never_reach_the_log() {
+        for filter in
+            ["trace", "tokio_postgres=trace", "tokio_postgres::prepare=debug,debug", "[call]=trace"]
+        {
+            let text = logged(filter, || {
+                let span = tracing::error_span!("call");
+                let _entered = span.enter();
+                tracing::debug!(target: "tokio_postgres::query", "parameters: secret");
+                tracing::info!(target: "tokio_postgres", "secret");
+                tracing::warn!(target: "tokio_postgres::connection", "a warning");
+            });
+            assert!(!text.contains("secret"), "{filter}: {text}");
+        }
+        let text = logged("info", || tracing::warn!(target: "tokio_postgres", "a warning"));
+        assert!(text.contains("a warning"), "{text}");
+    }
+
+    #[test]
+    fn lines_carry_their_span() {
+        let text = logged("info", || {
+            let span = tracing::error_span!("call", request_id = "r1", trace_id = None::<&str>);
+            span.in_scope(|| tracing::info!(code = "NOT_FOUND", "call failed"));
+            tracing::debug!("unseen");
+        });
+        let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+        assert_eq!(line["span"]["request_id"], "r1");
+        assert_eq!(line["code"], "NOT_FOUND");
+    }
+
+    #[test]
+    fn a_bad_filter_is_named() {
+        let error = subscriber(LogFormat::Pretty, "casebook=loud", io::sink).err().unwrap();
+        assert!(error.to_string().starts_with("log.filter does not parse"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::postgres::{Conn, Lane, Pools};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Outcome;
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -214,7 +215,7 @@ where
         let call = self.inner.call(op);
         Box::pin(async move {
             let result = call.await;
-            handle.observe(result.is_ok(), started.elapsed());
+            handle.attempt(Outcome::of(&result), started.elapsed());
             result
         })
     }

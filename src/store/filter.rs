@@ -1,7 +1,6 @@
 //! The filter tree and the allow-listed fields it may name.
 
 use crate::error::{Error, Reason, Result};
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -551,13 +550,13 @@ fn check_op(field: &Field, op: &Op) -> Result<()> {
     }
 }
 
-/// The time cut to microseconds, if it is in the years 1 to 9999.
-fn whole_micros(time: SystemTime) -> Option<SystemTime> {
+/// The time cut to microseconds, as everything stored is, if it is in the years 1 to 9999.
+pub fn whole_micros(time: SystemTime) -> Option<SystemTime> {
     let micros = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_micros()).ok()?,
         Err(before) => {
-            let nanos = before.duration().as_nanos().div_ceil(1000);
-            i64::try_from(nanos).ok()?.checked_neg()?
+            let micros = before.duration().as_nanos().div_ceil(1000);
+            i64::try_from(micros).ok()?.checked_neg()?
         }
     };
     from_micros(micros)
@@ -611,12 +610,6 @@ fn json(value: &Scalar) -> String {
 fn nested(path: &[String], value: &Scalar) -> String {
     let open: String = path.iter().map(|key| format!("{{{}:", json_text(key))).collect();
     format!("{open}{}{}", json(value), "}".repeat(path.len()))
-}
-
-impl fmt::Display for Field {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
 }
 
 #[cfg(test)]

@@ -206,10 +206,15 @@ impl Listing {
         };
         let kind = params.push(self.kind.to_owned());
         let seq = params.push(seq);
+        // OFFSET 0 keeps this a probe of an index for each row, 3 us, and for none while nothing of the
+        // kind has changed. As an anti-join it is quadratic when statistics lag behind the log:
+        // 17 s a page after 20,000 changes.
         let unchanged = Source {
             from: format!("{table} AS d"),
             condition: Some(format!(
-                "NOT EXISTS (SELECT FROM log AS l WHERE l.kind = {kind} AND l.id = d.id AND l.uid = d.uid AND l.seq > {seq})"
+                "(NOT EXISTS (SELECT FROM log AS l WHERE l.kind = {kind} AND l.seq > {seq})
+    OR NOT EXISTS (SELECT FROM log AS l
+      WHERE l.kind = {kind} AND l.id = d.id AND l.uid = d.uid AND l.seq > {seq} OFFSET 0))"
             )),
         };
         // Driven by the log after the snapshot, so it costs nothing while nothing has changed. First

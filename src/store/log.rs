@@ -1,12 +1,14 @@
 //! The spine: one append-only row per change, which is audit trail, revision history and change feed in one.
 
 use super::caller::Caller;
-use super::canonical::{Json, rfc3339, write_string};
-use super::filter::{Field, FieldKind};
-use super::list::Listing;
+use super::Store;
+use super::canonical::{Json, parse_object, rfc3339, write_string, write_value};
+use super::filter::{Condition, Field, FieldKind, Filter, Op, Value};
+use super::list::{ListQuery, Listing};
 use super::noun::Noun;
-use crate::{queries, row};
+use crate::{Error, Result, queries, row};
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 use std::time::SystemTime;
 use uuid::Uuid;
 
@@ -227,6 +229,7 @@ pub static LISTING: Listing = Listing {
         Field::new("event_time", "d.time", FieldKind::Time),
         Field::new("kind", "d.kind", FieldKind::Text),
         Field::new("entity_id", "d.id", FieldKind::Text),
+        Field::new("target_uid", "d.uid", FieldKind::Uuid),
         Field::new("version", "d.version", FieldKind::Int),
         Field::new("action", "d.action", FieldKind::Text),
         Field::new("method", "d.method", FieldKind::Text),
@@ -237,3 +240,85 @@ pub static LISTING: Listing = Listing {
         Field::new("trace_id", "d.trace_id", FieldKind::Text),
     ],
 };
+
+/// A listing of the log as it stood at the query's snapshot; `None` for any other listing.
+pub(super) fn up_to(listing: &Listing, query: &ListQuery) -> Result<Option<ListQuery>> {
+    if listing.kind != LISTING.kind {
+        return Ok(None);
+    }
+    let mut query = ListQuery { show_deleted: true, ..query.clone() };
+    if let Some(seq) = query.snapshot.take() {
+        let bound = Op::Range { gt: None, gte: None, lt: None, lte: Some(Value::Int(seq)) };
+        query.filter = Filter::All(vec![query.filter, condition("seq", bound)?]);
+    }
+    Ok(Some(query))
+}
+
+/// The entries of one resource, whatever ids it shares with others.
+pub fn of_resource(kind: &str, id: &str, uid: Option<Uuid>) -> Result<Filter> {
+    let text = |text: &str| Op::Equals(Value::Text(text.to_owned()));
+    let mut all = vec![condition("kind", text(kind))?, condition("entity_id", text(id))?];
+    if let Some(uid) = uid {
+        all.push(condition("target_uid", text(&uid.to_string()))?);
+    }
+    Ok(Filter::All(all))
+}
+
+pub fn condition(field: &str, op: Op) -> Result<Filter> {
+    let field = Field::find(LISTING.fields, field)
+        .ok_or_else(|| Error::internal(format!("the log has no field {field}")))?;
+    Ok(Filter::Field(Condition::new(field, Vec::new(), op)?))
+}
+
+impl Store {
+    /// One entry of the tenant's log.
+    pub async fn log_entry(&self, caller: &Caller, seq: i64) -> Result<LogRow> {
+        let rows = self
+            .snapshot(caller, BY_SEQ.name, move |snapshot| {
+                Box::pin(async move {
+                    let rows = snapshot.all(&BY_SEQ, &(vec![seq],)).await?;
+                    snapshot.end(rows).await
+                })
+            })
+            .await?;
+        rows.into_iter().next().ok_or_else(|| Error::not_found("audit entry", seq.to_string()))
+    }
+
+    /// What each entry changed, field by field against the version before: `{"field": {"old": .., "new": ..}}`.
+    pub async fn changes(&self, caller: &Caller, entries: &[LogRow]) -> Result<Vec<Json>> {
+        let params = Arc::new((
+            entries.iter().map(|entry| entry.kind.clone()).collect::<Vec<_>>(),
+            entries.iter().map(|entry| entry.id.clone()).collect::<Vec<_>>(),
+            entries.iter().map(|entry| entry.uid).collect::<Vec<_>>(),
+            entries.iter().map(|entry| entry.version).collect::<Vec<_>>(),
+        ));
+        let before: Vec<Document> = self
+            .snapshot(caller, BEFORE.name, move |snapshot| {
+                let params = Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = snapshot.all(&BEFORE, &*params).await?;
+                    snapshot.end(rows).await
+                })
+            })
+            .await?;
+        let pairs = before.iter().zip(entries);
+        pairs.map(|(before, entry)| diff(before.document.as_deref(), entry.document.as_deref())).collect()
+    }
+}
+
+/// The members in which two documents differ. An erased document has none to show.
+fn diff(old: Option<&[u8]>, new: Option<&[u8]>) -> Result<Json> {
+    let Some(new) = new else { return Ok(Json::object()) };
+    let old = old.map(parse_object).transpose()?.unwrap_or_default();
+    let new = parse_object(new)?;
+    let mut changes = serde_json::Map::new();
+    for (name, new) in new {
+        let old = old.get(&name).cloned().unwrap_or_default();
+        if old != new {
+            changes.insert(name, serde_json::json!({"old": old, "new": new}));
+        }
+    }
+    let mut out = Vec::new();
+    write_value(&changes.into(), &mut out);
+    Ok(Json::from_canonical(out))
+}

@@ -3,7 +3,7 @@
 use super::Store;
 use super::backend::Op;
 use super::caller::Caller;
-use super::list::{Cursor, ListQuery, Listing, MAX_EXACT_COUNT, estimated_rows};
+use super::list::{ListQuery, Listing, MAX_EXACT_COUNT, estimated_rows};
 use super::log;
 use super::postgres::{Conn, Lane, read_rows};
 use super::query::{FromRow, Params, Query};
@@ -60,8 +60,8 @@ impl Snapshot {
 /// Rows of a listing, and what the next page needs to know.
 pub struct Page<R> {
     pub rows: Vec<R>,
-    /// Where the page ended, if there is more.
-    pub next: Option<Cursor>,
+    /// Where the page ended, if there is more: the `cursor_key` of its last row.
+    pub next: Option<Vec<Option<String>>>,
     /// The log number that every page of the listing is read at.
     pub seq: i64,
     pub total: Option<Total>,
@@ -117,12 +117,16 @@ impl Store {
         self.snapshot(caller, listing.op, move |snapshot| {
             let query = Arc::clone(&query);
             Box::pin(async move {
-                let seq = match query.snapshot {
-                    Some(seq) => seq,
-                    None => snapshot.head().await?,
-                };
-                let page = read_page(&snapshot, listing, &query).await?;
-                let total = if wants_total { Some(total(&snapshot, listing, &query).await?) } else { None };
+                let head = snapshot.head().await?;
+                let seq = query.snapshot.unwrap_or(head);
+                if seq > head {
+                    return Err(in_the_future());
+                }
+                // The log only grows, so a part of it is all there is to its past.
+                let of_log = log::up_to(listing, &query)?;
+                let query = of_log.as_ref().unwrap_or(&query);
+                let page = read_page(&snapshot, listing, query).await?;
+                let total = if wants_total { Some(total(&snapshot, listing, query).await?) } else { None };
                 snapshot.end(Page { rows: page.0, next: page.1, seq, total }).await
             })
         })
@@ -134,7 +138,7 @@ async fn read_page<R: FromRow>(
     snapshot: &Snapshot,
     listing: &Listing,
     query: &ListQuery,
-) -> Result<(Vec<R>, Option<Cursor>)> {
+) -> Result<(Vec<R>, Option<Vec<Option<String>>>)> {
     let columns = R::columns();
     let columns: Vec<&str> = columns.iter().map(|column| column.name).collect();
     // One more than the page tells whether there is another.
@@ -145,9 +149,7 @@ async fn read_page<R: FromRow>(
     rows.truncate(query.limit as usize);
     let next = match rows.last() {
         Some(last) if more => {
-            let key: Vec<Option<String>> = last.try_get("cursor_key")?;
-            let cursor = Cursor::parse(&query.order, &key);
-            Some(cursor.ok_or_else(|| Error::internal("a listing's last row has no place in its order"))?)
+            Some(last.try_get("cursor_key")?)
         }
         _ => None,
     };
@@ -169,4 +171,9 @@ async fn total(snapshot: &Snapshot, listing: &Listing, query: &ListQuery) -> Res
     let plan = snapshot.dynamic(&sql, &params.as_sql()).await?;
     let line: &str = plan.first().map_or(Ok(""), |row| row.try_get(0))?;
     Ok(Total { rows: estimated_rows(line).unwrap_or(counted).max(counted), is_estimate: true })
+}
+
+/// A revision that this database has not reached: of another deployment, or from before it was restored.
+pub fn in_the_future() -> Error {
+    Error::invalid_because(crate::Reason::BadRevision, "consistency", "names a revision that lies in the future")
 }

@@ -5,6 +5,7 @@ use super::{Batch, Job, RowKey};
 use crate::store::backend::{Backend, Op};
 use crate::store::postgres::Lane;
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::TxOutcome;
 use crate::{Error, Reason, Result};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,24 +133,24 @@ impl Writer {
             let (batch, outcome) = self.attempt(jobs, Instant::now() + ATTEMPT_MAX).await;
             jobs = match outcome {
                 Ok(Attempted::Answered(verdicts)) => {
-                    self.0.metrics.tx_committed.inc();
-                    answer(batch, verdicts, false);
+                    self.0.metrics.transaction(TxOutcome::Commit);
+                    self.answer(batch, verdicts, false);
                     return;
                 }
                 Ok(Attempted::Spoiled { index, error }) => {
-                    self.0.metrics.tx_aborted.inc();
+                    self.0.metrics.transaction(TxOutcome::Abort);
                     let mut rest = batch;
                     rest.remove(index).change.reply(Err(error));
                     rest
                 }
                 Err(error @ Error::CommitUnknown(_)) => {
-                    self.0.metrics.tx_unknown.inc();
+                    self.0.metrics.transaction(TxOutcome::Unknown);
                     self.resolve(batch, error).await;
                     return;
                 }
                 // An unexpected error has one culprit; alone, each job shows whether it is the one.
                 Err(error) if batch.len() > 1 && !error.is_transient() => {
-                    self.0.metrics.tx_aborted.inc();
+                    self.0.metrics.transaction(TxOutcome::Abort);
                     tracing::debug!(%error, jobs = batch.len(), "a batch failed; running its jobs one by one");
                     for job in batch {
                         Box::pin(self.run(vec![job])).await;
@@ -157,7 +158,7 @@ impl Writer {
                     return;
                 }
                 Err(error) => {
-                    self.0.metrics.tx_aborted.inc();
+                    self.0.metrics.transaction(TxOutcome::Abort);
                     for job in batch {
                         job.change.reply(Err(error.clone()));
                     }
@@ -205,7 +206,7 @@ impl Writer {
             let (batch, outcome) = self.attempt(known, until).await;
             known = match outcome {
                 Ok(Attempted::Answered(verdicts)) => {
-                    answer(batch, verdicts, true);
+                    self.answer(batch, verdicts, true);
                     return;
                 }
                 Ok(Attempted::Spoiled { index, error }) => {
@@ -227,18 +228,21 @@ impl Writer {
             };
         }
     }
-}
 
-/// Gives each job its verdict. After a lost reply (`first_time`), what the ledger shows is the call's own answer.
-fn answer(batch: Vec<Job>, verdicts: Vec<Verdict>, first_time: bool) {
-    for (job, verdict) in batch.into_iter().zip(verdicts) {
-        job.change.reply(match verdict {
-            Verdict::Done(answer, mut receipt) => {
-                receipt.replayed &= !first_time;
-                Ok((answer, receipt))
-            }
-            Verdict::Failed(error) => Err(error),
-        });
+    /// Gives each job its verdict. After a lost reply (`first_time`), what the ledger shows is the call's own answer.
+    fn answer(&self, batch: Vec<Job>, verdicts: Vec<Verdict>, first_time: bool) {
+        for (job, verdict) in batch.into_iter().zip(verdicts) {
+            job.change.reply(match verdict {
+                Verdict::Done(answer, mut receipt) => {
+                    receipt.replayed &= !first_time;
+                    if receipt.replayed {
+                        self.0.metrics.request_replays.inc();
+                    }
+                    Ok((answer, receipt))
+                }
+                Verdict::Failed(error) => Err(error),
+            });
+        }
     }
 }
 

@@ -1,0 +1,127 @@
+//! The prose of `--help`: what a command does, and examples that can be pasted.
+
+pub(super) const ABOUT: &str = "\
+Casebook is the system of record for decisions that machines make about people: one gRPC server \
+over PostgreSQL. Every write is durable, audited and repeatable; every tenant sees only its own.
+
+`casebook serve` needs nothing else to start with: without a database it runs its own PostgreSQL.";
+
+pub(super) const ROOT: &str = "\
+EXAMPLES
+  casebook serve                 Start on 127.0.0.1:50051, with a PostgreSQL of its own
+  casebook demo                  Fill it with made-up records and query them
+  casebook health                Ask whether it is ready
+  casebook serve --help          The manual of the server
+  casebook config list           Every setting, with its names, default and consequence
+
+EXIT CODES
+  0  Done
+  1  A check said no, or something went wrong
+  2  The command line or the configuration is wrong
+  3  The server or PostgreSQL cannot be reached";
+
+pub(super) const SERVE: &str = "\
+Run the server until it is told to stop.
+
+DATABASE. Without --database-url, Casebook starts its own PostgreSQL with pgvector, keeps its data in \
+./casebook-data, brings the schema up to date, and stops it when it stops. With --database-url it uses \
+that database, and refuses to serve a schema that `casebook migrate up` has not brought up to date. \
+This build has no TLS to PostgreSQL: a URL that asks for it is refused.
+
+ACCESS. With its own PostgreSQL and on a local address, Casebook asks nobody for a token. Otherwise \
+callers present one that `casebook token create` made, as `authorization: Bearer <token>`, and it \
+decides their tenant. Serving other machines without tokens is refused.
+
+PORTS. gRPC, health and reflection on 127.0.0.1:50051. Over plain HTTP on 127.0.0.1:9464: /metrics for \
+Prometheus, /livez for whether the process lives, /readyz for whether it can serve.
+
+SIGNALS. SIGTERM and Ctrl-C drain: health says NOT_SERVING, calls go on for --drain-delay-ms, no new \
+ones are taken, and those under way get --drain-timeout-ms to finish. A second signal stops at once.
+
+SETTINGS. Each has one name: the flag --pool-max-size is the variable CASEBOOK_POOL_MAX_SIZE and the key \
+pool_max_size of the file. A flag wins over a variable, which wins over the file. An unknown key or \
+CASEBOOK_ variable is an error. Secrets are better given as file:/path or env:NAME than as flags, \
+which other users of the machine can see.";
+
+pub(super) const SERVE_EXAMPLES: &str = "\
+EXAMPLES
+  casebook serve
+      Try it: a PostgreSQL of its own, no tokens, this machine only
+
+  CASEBOOK_DATABASE_URL=file:/run/secrets/db casebook serve --listen 0.0.0.0:50051
+      Serve other machines from an existing database; callers need tokens
+
+  casebook serve --listen unix:/run/casebook.sock --metrics-listen ''
+      Serve programs of this machine through a socket, without metrics
+
+  casebook serve --config /etc/casebook.toml --log-filter info,casebook=debug
+      Settings from a file, one of them overridden";
+
+pub(super) const MIGRATE: &str = "\
+Bring the database schema up to date, or back.
+
+Migrations run as owner_database_url if that is set, one at a time under a lock, each in a transaction, \
+so that several replicas may start at once. Without a database they run on the embedded one.";
+
+pub(super) const MIGRATE_EXAMPLES: &str = "\
+EXAMPLES
+  casebook migrate status        Which version the schema has; exits with 1 if it is behind
+  casebook migrate plan          The SQL that `up` would run
+  casebook migrate up            Bring the schema up to date
+  casebook migrate down 2        Undo the latest two migrations";
+
+pub(super) const TOKEN: &str = "\
+Create, list and revoke API tokens.
+
+They are written to the database directly, so that the first token needs no token. A secret is shown \
+once, when it is created; the database holds only its hash. A revoked token may still work for as long \
+as credential_cache_ms says.";
+
+pub(super) const TOKEN_EXAMPLES: &str = "\
+EXAMPLES
+  casebook token create --tenant acme --role writer --name pipeline --expires-in 90d
+  casebook token create --tenant acme --role reader,auditor
+  casebook token list --tenant acme
+  casebook token revoke --tenant acme 4f1c2a9b";
+
+pub(super) const TENANT: &str = "\
+Create and list tenants.
+
+A tenant is a hard wall: ids, searches, audit logs and limits of one never meet those of another. They \
+are written to the database directly.";
+
+pub(super) const TENANT_EXAMPLES: &str = "\
+EXAMPLES
+  casebook tenant create acme
+  casebook tenant list";
+
+pub(super) const DEMO: &str = "\
+Write made-up decisions to a running server, read them back, and report how fast both went. They stay \
+there: use a tenant that you can spare.";
+
+pub(super) const DEMO_EXAMPLES: &str = "\
+EXAMPLES
+  casebook demo
+  casebook demo --count 20000 --concurrency 256
+  casebook demo --address http://10.0.0.7:50051 --token file:/run/secrets/token";
+
+pub(super) const HEALTH: &str = "\
+Ask a running server whether it is ready, by the standard gRPC health protocol. Fit for an exec probe: it \
+exits with 0 if the answer is SERVING, 1 if it is anything else, and 3 if nobody answers.";
+
+pub(super) const HEALTH_EXAMPLES: &str = "\
+EXAMPLES
+  casebook health
+  casebook health --address unix:/run/casebook.sock
+  casebook health --service casebook.v1.DecisionService";
+
+pub(super) const CONFIG: &str = "\
+Show the configuration. `print` reads file, environment and flags as `serve` would, and exits with 2 if \
+`serve` would refuse them.";
+
+pub(super) const CONFIG_EXAMPLES: &str = "\
+EXAMPLES
+  casebook config print                      Every value, and where it came from
+  casebook config print --redacted           The same, fit for a ticket
+  casebook config print --pool-max-size 50   What would be in force with that flag
+  casebook config list                       Every setting, with its names, default and consequence";

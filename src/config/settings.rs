@@ -1,0 +1,351 @@
+//! The one table of settings: the typed struct, the file's keys, the environment's names, the flags and the
+//! documentation all come from it.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use super::{
+    ConfigError,
+    sources::{Layers, Provenance},
+    values::{Auth, Key, Listen, LogFormat, Secret, Value},
+};
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// The key in the file. The environment variable and the flag are derived from it.
+    pub name: &'static str,
+    pub group: Group,
+    pub kind: Kind,
+    pub default: DefaultValue,
+    pub unit: &'static str,
+    /// What the value decides, in one sentence.
+    pub consequence: &'static str,
+    /// Environment variables of older systems that give this setting too.
+    pub older: &'static [&'static str],
+}
+
+impl Setting {
+    /// `pool_max_size` is `CASEBOOK_POOL_MAX_SIZE`.
+    pub fn env(&self) -> String {
+        format!("CASEBOOK_{}", self.name.to_ascii_uppercase())
+    }
+
+    /// `pool_max_size` is `pool-max-size`, without the dashes before it.
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    /// A secret may be given as `file:/path` or `env:NAME`, and is never shown.
+    pub fn is_secret(&self) -> bool {
+        matches!(self.kind, Kind::Url | Kind::Key)
+    }
+
+    pub fn find(name: &str) -> Option<&'static Setting> {
+        SETTINGS.iter().find(|setting| setting.name == name)
+    }
+}
+
+/// Where a setting stands in listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Server,
+    Database,
+    Pools,
+    Limits,
+}
+
+impl Group {
+    pub const ALL: &[Group] = &[Group::Server, Group::Database, Group::Pools, Group::Limits];
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Server => "Settings",
+            Self::Database => "Settings: database",
+            Self::Pools => "Settings: pools",
+            Self::Limits => "Settings: limits",
+        }
+    }
+}
+
+/// What a setting's text must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Where to serve: TCP or a Unix socket.
+    Listen,
+    /// A TCP address, or nothing at all.
+    Address,
+    Choice(&'static [&'static str]),
+    Bool,
+    Tenant,
+    Filter,
+    Path,
+    Number {
+        min: u64,
+        max: u64,
+    },
+    /// A secret: where PostgreSQL is.
+    Url,
+    /// A secret: 32 bytes.
+    Key,
+}
+
+impl Kind {
+    /// Completes "<setting> must be ...".
+    pub fn allowed(self) -> String {
+        match self {
+            Self::Listen => {
+                "an IP address and a port, as in 127.0.0.1:50051, or unix: and an absolute path"
+                    .into()
+            }
+            Self::Address => {
+                "an IP address and a port, as in 127.0.0.1:9464, or empty to turn it off".into()
+            }
+            Self::Choice(words) => words.join(" or "),
+            Self::Bool => "true or false".into(),
+            Self::Tenant => {
+                "1 to 63 lower-case letters, digits and dashes that begin with a letter".into()
+            }
+            Self::Filter => "a log filter, as in info or info,casebook=debug".into(),
+            Self::Path => "a path".into(),
+            Self::Number { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Url => {
+                "a postgres:// URL, or file: and the path of a file that holds one, or env: and the name of a variable that does".into()
+            }
+            Self::Key => {
+                "32 bytes in base64 (`openssl rand -base64 32` makes them), or file: or env: and where they are".into()
+            }
+        }
+    }
+
+    /// What stands for the value in `--flag <VALUE>`.
+    pub fn placeholder(self, unit: &str) -> &'static str {
+        match self {
+            Self::Listen | Self::Address => "ADDRESS",
+            Self::Choice(_) => "CHOICE",
+            Self::Bool => "BOOL",
+            Self::Tenant => "TENANT",
+            Self::Filter => "FILTER",
+            Self::Path => "PATH",
+            Self::Number { .. } => match unit {
+                "ms" => "MS",
+                "bytes" => "BYTES",
+                "percent" => "PERCENT",
+                _ => "N",
+            },
+            Self::Url => "URL",
+            Self::Key => "KEY",
+        }
+    }
+}
+
+/// What a setting is when nobody sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultValue {
+    Text(&'static str),
+    Number(u64),
+    /// Worked out from other settings or left unset, as the words say.
+    Derived(&'static str),
+}
+
+impl std::fmt::Display for DefaultValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) | Self::Derived(text) => f.write_str(text),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const SECOND: u64 = 1000;
+const HOUR: u64 = 3600 * SECOND;
+
+const fn text(value: &'static str) -> DefaultValue {
+    DefaultValue::Text(value)
+}
+
+const fn n(value: u64) -> DefaultValue {
+    DefaultValue::Number(value)
+}
+
+const fn derived(words: &'static str) -> DefaultValue {
+    DefaultValue::Derived(words)
+}
+
+const fn number(min: u64, max: u64) -> Kind {
+    Kind::Number { min, max }
+}
+
+macro_rules! settings {
+    ($($group:ident { $(
+        $name:ident: $type:ty = $default:expr, $kind:expr, $unit:literal,
+            $consequence:literal $(, older [$($older:literal),+])?;
+    )+ })+) => {
+        /// Every setting there is, in the order of the documentation.
+        pub static SETTINGS: &[Setting] = &[$($(
+            Setting {
+                name: stringify!($name),
+                group: Group::$group,
+                kind: $kind,
+                default: $default,
+                unit: $unit,
+                consequence: $consequence,
+                older: &[$($($older),+)?],
+            },
+        )+)+];
+
+        /// Every setting's value, checked.
+        #[derive(Clone, Debug)]
+        pub struct Config {
+            $($(
+                #[doc = concat!($consequence, "\n\nUnit: ", $unit, ".")]
+                pub $name: $type,
+            )+)+
+            /// What the operator should know although it does not stop the server: one line each.
+            pub warnings: Vec<String>,
+            pub(super) provenance: BTreeMap<&'static str, Provenance>,
+        }
+
+        impl Config {
+            /// Reads every value from its text. All that are wrong are reported at once.
+            pub(super) fn read(layers: Layers) -> Result<Self, ConfigError> {
+                let mut layers = layers;
+                $($( let $name = layers.value::<$type>(stringify!($name)); )+)+
+                let (provenance, warnings) = layers.finish()?;
+                Ok(Self {
+                    $($( $name: $name.ok_or_else(|| ConfigError::unset(stringify!($name)))?, )+)+
+                    warnings,
+                    provenance,
+                })
+            }
+
+            /// A setting's value as a number, if it is one.
+            pub(super) fn number(&self, setting: &str) -> Option<i64> {
+                match setting {
+                    $($( stringify!($name) => Value::number(&self.$name), )+)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    Server {
+        listen: Listen = text("127.0.0.1:50051"), Kind::Listen, "address",
+            "Where gRPC is served; any other address than loopback or unix: lets other machines in.";
+        metrics_listen: Option<SocketAddr> = text("127.0.0.1:9464"), Kind::Address, "address",
+            "Where /metrics, /livez and /readyz are served over plain HTTP; empty turns them off.";
+        auth: Auth = derived("none on the embedded PostgreSQL and a local address, else token"),
+            Kind::Choice(&["token", "none"]), "choice",
+            "Whether callers must present an API token; none lets whoever can connect do everything.";
+        default_tenant: String = text("default"), Kind::Tenant, "tenant id",
+            "The tenant of calls without x-casebook-tenant when auth is none.";
+        token_key: Option<Key> = derived("made and kept by the server"), Kind::Key, "base64",
+            "Signs page and revision tokens; replicas need the same one, and changing it voids them all.";
+        log_format: LogFormat = derived("pretty when standard error is a terminal, else json"),
+            Kind::Choice(&["pretty", "json"]), "choice",
+            "How log lines look: pretty for people, json for collectors.";
+        log_filter: String = text("info"), Kind::Filter, "filter",
+            "Which log lines appear; debug costs throughput.";
+    }
+
+    Database {
+        database_url: Option<Secret> = derived("an embedded PostgreSQL"),
+            Kind::Url, "URL",
+            "The PostgreSQL that holds everything; unset starts an embedded one in data_dir.",
+            older ["DATABASE_URL", "DB_DATABASE_URL", "POSTGRES_HOST", "POSTGRES_PORT",
+                "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD"];
+        owner_database_url: Option<Secret> = derived("the same as database_url"), Kind::Url, "URL",
+            "The same database as a role that may change the schema; only migrations use it.";
+        data_dir: PathBuf = text("./casebook-data"), Kind::Path, "path",
+            "Where the embedded PostgreSQL keeps its data; losing it loses every record.";
+        postgres_bin: Option<PathBuf> = derived("searched for"), Kind::Path, "path",
+            "The directory of the postgres and initdb programs that the embedded PostgreSQL runs.";
+        migrate_on_start: bool = derived("true on the embedded PostgreSQL, else false"),
+            Kind::Bool, "bool",
+            "Whether serve first brings the schema up to date; false makes serve refuse an older schema.";
+    }
+
+    Pools {
+        pool_max_size: usize = n(30), number(1, 1000), "connections",
+            "How many PostgreSQL connections transactions, lists and streams share; more callers wait.",
+            older ["DB_POOL_SIZE", "DB_MAX_OVERFLOW"];
+        pool_min_idle: usize = n(2), number(0, 1000), "connections",
+            "How many of them stay open when idle, so that the first calls after a pause need not connect.";
+        pool_wait_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
+            "How long a call waits for a connection before it gets RESOURCE_EXHAUSTED.",
+            older ["DB_POOL_TIMEOUT"];
+        pool_max_lifetime_ms: u64 = n(HOUR), number(SECOND, 168 * HOUR), "ms",
+            "How old a connection may get before it is replaced, which is how load reaches a new PostgreSQL.",
+            older ["DB_POOL_RECYCLE"];
+        pool_verify: bool = text("true"), Kind::Bool, "bool",
+            "Whether a connection is tested before use: one round trip more, no call fails on a dead one.";
+        read_lanes: usize = n(2), number(1, 64), "connections",
+            "How many connections, beside the pool, carry batched point reads.";
+        write_lanes: usize = n(2), number(1, 64), "connections",
+            "How many connections, beside the pool, carry batched writes.";
+        admin_pool_size: usize = n(2), number(1, 64), "connections",
+            "How many connections are kept for health and administration, so that load cannot starve them.";
+    }
+
+    Limits {
+        message_in_max_bytes: usize = n(4 * MIB), number(64 * KIB, 256 * MIB), "bytes",
+            "The largest request; a larger one gets RESOURCE_EXHAUSTED.";
+        batch_message_in_max_bytes: usize = n(16 * MIB), number(64 * KIB, 256 * MIB), "bytes",
+            "The largest request of a Batch method; each one in flight may take that much memory.";
+        message_out_max_bytes: usize = n(16 * MIB), number(64 * KIB, 256 * MIB), "bytes",
+            "The largest answer; a longer page is refused and must be asked for in smaller pieces.";
+        page_size_default: u32 = n(50), number(1, 10_000), "rows",
+            "How many rows a list answers when the caller does not say.";
+        page_size_max: u32 = n(1000), number(1, 10_000), "rows",
+            "The most rows of one page; a larger page_size is lowered to it.";
+        batch_max: usize = n(1000), number(1, 10_000), "items",
+            "The most items of one Batch call; they are one transaction.";
+        deadline_default_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
+            "How long a call without a deadline may take.";
+        deadline_max_ms: u64 = n(60 * SECOND), number(1, HOUR), "ms",
+            "The longest deadline of a unary call; a longer one is lowered to it.";
+        statement_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
+            "How long one SQL statement may run before PostgreSQL cancels it.";
+        requests_in_flight_max: usize = n(4096), number(1, 1_000_000), "requests",
+            "How many calls run at once; more are answered RESOURCE_EXHAUSTED at once.";
+        streams_per_connection_max: u32 = n(100), number(1, 1_000_000), "streams",
+            "How many calls run at once on one client connection; the client queues more by itself.";
+        connections_max: usize = n(1024), number(1, 1_000_000), "connections",
+            "How many client connections are open at once; further ones are not accepted.";
+        metadata_header_max_bytes: u32 = n(16 * KIB), number(KIB, MIB), "bytes",
+            "The most metadata of one call, names and values together.";
+        keepalive_interval_ms: u64 = n(30 * SECOND), number(SECOND, 24 * HOUR), "ms",
+            "How often an idle client connection is pinged.";
+        keepalive_timeout_ms: u64 = n(20 * SECOND), number(SECOND, HOUR), "ms",
+            "How long a client may leave a ping unanswered before its connection is closed.";
+        write_queue_max_per_tenant: usize = n(1024), number(1, 1_000_000), "requests",
+            "How many writes of one tenant may wait; more are answered RESOURCE_EXHAUSTED.";
+        write_batch_max_requests: usize = n(256), number(1, 10_000), "requests",
+            "How many waiting writes of a tenant share one transaction.";
+        write_batch_max_bytes: usize = n(4 * MIB), number(64 * KIB, 256 * MIB), "bytes",
+            "How many bytes of writes share one transaction; a larger write goes alone.";
+        read_batch_max: usize = n(256), number(1, 10_000), "requests",
+            "How many waiting point reads of a tenant share one statement.";
+        retry_attempts_max: u32 = n(3), number(1, 10), "attempts",
+            "How often an operation is tried on PostgreSQL, the first time included; 1 turns retry off.";
+        retry_base_ms: u64 = n(25), number(1, 60 * SECOND), "ms",
+            "The longest pause before the first retry; it doubles with each further one.";
+        retry_max_ms: u64 = n(SECOND), number(1, 60 * SECOND), "ms",
+            "The longest pause before any retry.";
+        retry_budget_percent: u32 = n(10), number(0, 100), "percent",
+            "How many retries there may be per hundred operations, so that retries cannot feed an outage.";
+        request_id_retention_ms: u64 = n(24 * HOUR), number(60 * SECOND, 720 * HOUR), "ms",
+            "How long a request_id is remembered; a write repeated later runs again.";
+        page_token_lifetime_ms: u64 = n(24 * HOUR), number(60 * SECOND, 720 * HOUR), "ms",
+            "How long a page token works.";
+        credential_cache_ms: u64 = n(5 * SECOND), number(0, HOUR), "ms",
+            "How long a verified token is trusted unseen, so how long a revoked one may still work.";
+        drain_delay_ms: u64 = n(5 * SECOND), number(0, HOUR), "ms",
+            "How long a stopping server reports NOT_SERVING and still serves, so that load balancers move on.";
+        drain_timeout_ms: u64 = n(20 * SECOND), number(0, HOUR), "ms",
+            "How long calls may then take to finish; Kubernetes kills 30 s after asking to stop by default.";
+    }
+}

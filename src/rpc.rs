@@ -1,0 +1,275 @@
+//! Words on the wire: one file per noun, which checks and converts, and names what the store shall do.
+
+pub mod access;
+pub mod admin;
+pub mod api_token;
+pub mod audit;
+pub mod critic_output;
+pub mod decision;
+pub mod expression;
+pub mod filter;
+pub mod health;
+pub mod json;
+pub mod r#override;
+pub mod page;
+pub mod policy_rule;
+pub mod status;
+pub mod tenant;
+pub mod token;
+pub mod wire;
+
+use crate::pb;
+use crate::store::Store;
+use crate::store::caller::Caller;
+use crate::store::filter::{Field, Filter};
+use crate::store::list::{ListQuery, Listing};
+use crate::store::log::{self, LogRow};
+use crate::store::noun::Noun;
+use crate::store::query::FromRow;
+use crate::store::snapshot;
+use crate::store::write::Receipt;
+use crate::{Error, Result};
+use page::{Binding, Page, Pager};
+use prost::Message;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tonic::Request;
+use tonic::service::Routes;
+use token::TokenKey;
+use uuid::Uuid;
+
+/// What every handler works with.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+pub struct Parts {
+    pub store: Store,
+    pub token_key: TokenKey,
+    pub health: health::HealthState,
+    pub limits: Vec<pb::Limit>,
+    pub start_time: SystemTime,
+    /// Tells the door that a token or a tenant has changed, so that it looks again.
+    pub forget: Forget,
+    /// Message sizes in bytes.
+    pub message_in_max: usize,
+    pub batch_message_in_max: usize,
+    pub message_out_max: usize,
+}
+
+/// What the door may have remembered and must not believe any more.
+pub struct Forget {
+    pub token: Box<dyn Fn(Uuid) + Send + Sync>,
+    pub tenant: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl std::ops::Deref for Api {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// All services of the server. Batches may be larger than other messages, so the limit stands on the services that
+/// have them; the edge holds the other methods to theirs.
+pub fn routes(parts: Parts) -> Routes {
+    let api = Api(Arc::new(parts));
+    let (small, large, out) = (api.message_in_max, api.batch_message_in_max, api.message_out_max);
+    macro_rules! limited {
+        ($server:expr, $max:expr) => {
+            $server.max_decoding_message_size($max).max_encoding_message_size(out)
+        };
+    }
+    use pb::admin_service_server::AdminServiceServer;
+    use pb::audit_service_server::AuditServiceServer;
+    use pb::decision_service_server::DecisionServiceServer;
+    use pb::health::health_server::HealthServer;
+    use pb::policy_service_server::PolicyServiceServer;
+    use pb::tenant_service_server::TenantServiceServer;
+    let health = api.health.clone();
+    Routes::default()
+        .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
+        .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
+        .add_service(limited!(AuditServiceServer::new(api.clone()), small))
+        .add_service(limited!(TenantServiceServer::new(api.clone()), small))
+        .add_service(limited!(AdminServiceServer::new(api), small))
+        .add_service(limited!(HealthServer::new(health), small))
+}
+
+/// Who asks, and what.
+fn open<T>(request: Request<T>) -> Result<(Caller, T)> {
+    let (_, mut extensions, message) = request.into_parts();
+    let caller = extensions.remove::<Caller>().ok_or_else(|| Error::internal("a call came past the door"))?;
+    Ok((caller, message))
+}
+
+impl Parts {
+    /// The receipt of a write; none after a rehearsal, which wrote nothing.
+    fn receipt(&self, caller: &Caller, receipt: Receipt) -> Result<Option<pb::WriteReceipt>> {
+        let Receipt { seq, replayed, unchanged } = receipt;
+        if seq == 0 && !replayed {
+            return Ok(None);
+        }
+        Ok(Some(pb::WriteReceipt { revision: Some(self.revision(caller, seq)?), audit_seq: seq, replayed, unchanged }))
+    }
+
+    fn revision(&self, caller: &Caller, seq: i64) -> Result<pb::Revision> {
+        Ok(pb::Revision { token: token::revision(&self.token_key, &caller.tenant, seq)? })
+    }
+
+    /// The log number that a read must be made at; `None` means now, which is as fresh as can be.
+    fn read_at(&self, caller: &Caller, consistency: Option<pb::Consistency>) -> Result<Option<i64>> {
+        use pb::consistency::Requirement;
+        let parse = |revision: pb::Revision, field: &str| {
+            token::parse_revision(&self.token_key, &caller.tenant, &revision.token, field)
+        };
+        match consistency.and_then(|consistency| consistency.requirement) {
+            None | Some(Requirement::FullyConsistent(_)) => Ok(None),
+            Some(Requirement::AtLeastAsFresh(revision)) => {
+                // There is one database, and it is as fresh as any revision it gave out.
+                parse(revision, "consistency.at_least_as_fresh")?;
+                Ok(None)
+            }
+            Some(Requirement::AtExactSnapshot(revision)) => {
+                Ok(Some(parse(revision, "consistency.at_exact_snapshot")?))
+            }
+        }
+    }
+
+    /// One resource: now, at a revision, or as an earlier version.
+    async fn get<T: Noun>(
+        &self,
+        caller: &Caller,
+        id: String,
+        consistency: Option<pb::Consistency>,
+        version: i64,
+    ) -> Result<T> {
+        match (self.read_at(caller, consistency)?, version) {
+            (_, ..0) => Err(Error::invalid("version", "must not be negative")),
+            (None, 0) => self.store.get(caller, &id).await,
+            (None, _) => self.store.get_version(caller, &id, version).await,
+            (Some(seq), 0) => {
+                let found = self.store.get_as_of(caller, vec![id.clone()], seq).await?.pop().flatten();
+                found.ok_or_else(|| Error::not_found(T::KIND, id))
+            }
+            (Some(_), _) => {
+                Err(Error::invalid("version", "must not be set together with consistency.at_exact_snapshot"))
+            }
+        }
+    }
+
+    /// Begins a listing: `request` is the whole request without its page, to which page tokens are bound.
+    fn lister<'a, M: Message>(
+        &'a self,
+        caller: &Caller,
+        request: &M,
+        page: Option<pb::PageRequest>,
+        listing: &'static Listing,
+        default_order: &'static [(&'static str, bool)],
+    ) -> Result<Lister<'a>> {
+        let binding = Binding::new(&caller.tenant, caller.method, &request.encode_to_vec());
+        let pager = Pager { key: &self.token_key, binding, now: SystemTime::now() };
+        let page = pager.page(page, listing.fields, default_order)?;
+        Ok(Lister { pager, page, listing })
+    }
+
+    /// Reads one page.
+    async fn list<R: FromRow>(
+        &self,
+        caller: &Caller,
+        lister: &Lister<'_>,
+        selection: Selection,
+    ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
+        let Lister { pager, page, listing } = lister;
+        let Selection { filter, show_deleted, parent, window, snapshot } = selection;
+        let query = ListQuery {
+            filter,
+            order: page.order.clone(),
+            after: page.after.clone(),
+            limit: page.size,
+            skip: page.skip,
+            show_deleted,
+            parent,
+            window,
+            snapshot: page.snapshot.or(snapshot),
+        };
+        let found: snapshot::Page<R> = self.store.list(caller, listing, query, page.include_total_size).await?;
+        let next_page_token = match found.next {
+            Some(cursor_key) => pager.next(page, cursor_key, found.seq)?,
+            None => String::new(),
+        };
+        let info = pb::PageInfo {
+            next_page_token,
+            total_size: found.total.map_or(0, |total| total.rows),
+            total_size_is_estimate: found.total.is_some_and(|total| total.is_estimate),
+            read_at: Some(self.revision(caller, found.seq)?),
+        };
+        Ok((found.rows, Some(info)))
+    }
+}
+
+impl Parts {
+    /// The versions of a live resource, newest first, each with its log entry.
+    async fn revisions<T: Noun, M: Message>(
+        &self,
+        caller: &Caller,
+        request: &M,
+        page: Option<pb::PageRequest>,
+        id: &str,
+    ) -> Result<(Vec<(LogRow, T)>, Option<pb::PageInfo>)> {
+        if page.as_ref().is_some_and(|page| !page.order_by.is_empty()) {
+            return Err(Error::invalid("page.order_by", "is not taken here: the newest version comes first"));
+        }
+        let lister = self.lister(caller, request, page, &log::LISTING, audit::NEWEST)?;
+        let current: T = self.store.get(caller, id).await?;
+        let filter = log::of_resource(T::KIND, id, Some(current.meta().uid))?;
+        let selection = Selection { filter, ..Selection::default() };
+        let (entries, page) = self.list::<LogRow>(caller, &lister, selection).await?;
+        let versions = entries
+            .into_iter()
+            // An erased document has no version to show.
+            .filter_map(|entry| {
+                let row = T::from_document(entry.document.as_deref()?);
+                Some(row.map(|row| (entry, row)))
+            })
+            .collect::<Result<_>>()?;
+        Ok((versions, page))
+    }
+}
+
+/// A listing under way.
+struct Lister<'a> {
+    pager: Pager<'a>,
+    page: Page,
+    listing: &'static Listing,
+}
+
+impl Lister<'_> {
+    fn filter(&self, selector: Option<pb::Selector>) -> Result<Filter> {
+        filter::selector(self.listing.fields, selector, "where")
+    }
+
+    fn window(&self, field: &str, window: Option<pb::TimeWindow>) -> Result<Option<crate::store::list::Window>> {
+        let field = Field::find(self.listing.fields, field)
+            .ok_or_else(|| Error::internal(format!("no field {field} for a window")))?;
+        page::window(field, window, self.page.as_of, "window")
+    }
+}
+
+/// Which rows of a listing.
+#[derive(Default)]
+struct Selection {
+    filter: Filter,
+    show_deleted: bool,
+    parent: Option<(&'static str, Uuid)>,
+    window: Option<crate::store::list::Window>,
+    snapshot: Option<i64>,
+}
+
+/// The only item of a write of one.
+fn only<T>(rows: Vec<T>) -> Result<T> {
+    let mut rows = rows.into_iter();
+    match (rows.next(), rows.next()) {
+        (Some(row), None) => Ok(row),
+        _ => Err(Error::internal("a write of one row answered with another number")),
+    }
+}

@@ -1,0 +1,148 @@
+//! Critic outputs on the wire.
+
+use super::json;
+use super::wire::{self, Fields, Write};
+use crate::pb;
+use crate::store::canonical::Json;
+use crate::store::critic_output::{AddCriticOutputs, CriticOutput};
+use crate::store::noun::Noun;
+use crate::{Error, Result};
+use std::time::SystemTime;
+use uuid::Uuid;
+
+const SOURCES_MAX: usize = 100;
+
+impl TryFrom<pb::AddCriticOutputsRequest> for Write<AddCriticOutputs> {
+    type Error = Error;
+
+    fn try_from(request: pb::AddCriticOutputsRequest) -> Result<Self> {
+        let digest = wire::digest(&request, request.options.as_ref());
+        let pb::AddCriticOutputsRequest { decision_id, critic_outputs, options } = request;
+        let mut fields = Fields::new();
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.no_replace(on_conflict, "a critic output never changes");
+        let decision_id = fields.id("decision_id", decision_id);
+        let rows = fields.batch("critic_outputs", critic_outputs, read_new);
+        fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| format!("critic_outputs[{n}].id"));
+        fields.finish(Self { change: AddCriticOutputs { decision_id, rows }, options })
+    }
+}
+
+/// A critic output to be recorded; the decision is filled in by the store.
+pub fn read_new(f: &mut Fields, critic_output: pb::CriticOutput) -> CriticOutput {
+    let pb::CriticOutput {
+        id,
+        etag: _,
+        meta: _,
+        decision_id: _,
+        critic,
+        verdict,
+        confidence,
+        justification,
+        weight,
+        priority,
+        config_version,
+        evaluate_time,
+        evidence_sources,
+        details,
+    } = critic_output;
+    let uid = Uuid::now_v7();
+    if !matches!(priority.as_str(), "" | "override" | "veto") {
+        f.wrong("priority", "must be \"\", \"override\" or \"veto\"");
+    }
+    CriticOutput {
+        uid,
+        id: f.new_id("id", id, uid),
+        version: 0,
+        create_time: SystemTime::UNIX_EPOCH,
+        update_time: SystemTime::UNIX_EPOCH,
+        delete_time: None,
+        created_by: String::new(),
+        updated_by: String::new(),
+        decision_uid: Uuid::nil(),
+        decision_id: String::new(),
+        critic: f.name("critic", critic, 255),
+        verdict: f.verdict("verdict", verdict),
+        confidence: f.confidence("confidence", confidence),
+        justification: f.text("justification", justification, wire::LONG_TEXT_BYTES_MAX),
+        weight: weight.map(|value| f.number("weight", value, 0.0, f64::MAX)),
+        priority,
+        config_version: f.text("config_version", config_version, 255),
+        evaluate_time: f.time("evaluate_time", evaluate_time),
+        evidence_sources: read_sources(f, evidence_sources),
+        details: f.object("details", details),
+    }
+}
+
+fn read_sources(fields: &mut Fields, sources: Vec<pb::EvidenceSource>) -> Json {
+    let items = fields.list("evidence_sources", sources, SOURCES_MAX, |fields, source| {
+        let pb::EvidenceSource { r#type, reference, relevance } = source;
+        let mut members = serde_json::Map::new();
+        members.insert("type".into(), fields.name("type", r#type, 63).into());
+        members.insert("reference".into(), fields.name("reference", reference, 1024).into());
+        if let Some(relevance) = relevance {
+            members.insert("relevance".into(), fields.confidence("relevance", relevance).into());
+        }
+        serde_json::Value::Object(members)
+    });
+    json::of_value(&serde_json::Value::Array(items))
+}
+
+impl From<CriticOutput> for pb::CriticOutput {
+    fn from(row: CriticOutput) -> Self {
+        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let CriticOutput {
+            uid: _,
+            id,
+            version: _,
+            create_time: _,
+            update_time: _,
+            delete_time: _,
+            created_by: _,
+            updated_by: _,
+            decision_uid: _,
+            decision_id,
+            critic,
+            verdict,
+            confidence,
+            justification,
+            weight,
+            priority,
+            config_version,
+            evaluate_time,
+            evidence_sources,
+            details,
+        } = row;
+        Self {
+            id,
+            etag,
+            meta,
+            decision_id,
+            critic,
+            verdict,
+            confidence,
+            justification,
+            weight,
+            priority,
+            config_version,
+            evaluate_time: evaluate_time.and_then(wire::timestamp),
+            evidence_sources: sources_of(&evidence_sources),
+            details: json::to_optional_struct(&details),
+        }
+    }
+}
+
+fn sources_of(json: &Json) -> Vec<pb::EvidenceSource> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Source {
+        r#type: String,
+        reference: String,
+        relevance: Option<f64>,
+    }
+    let items: Vec<Source> = json::parsed(json);
+    items
+        .into_iter()
+        .map(|Source { r#type, reference, relevance }| pb::EvidenceSource { r#type, reference, relevance })
+        .collect()
+}

@@ -1,0 +1,147 @@
+//! Overrides on the wire.
+
+use super::decision::references_of;
+use super::json;
+use super::wire::{self, Fields, Write};
+use crate::pb;
+use crate::store::noun::Noun;
+use crate::store::r#override::{CreateOverride, Override};
+use crate::Result;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+const JUSTIFICATION_CHARS: std::ops::RangeInclusive<usize> = 10..=10_000;
+
+/// An override to be recorded. `actor` stands in for a reviewer who is not named.
+pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<CreateOverride>> {
+    let digest = wire::digest(&request, request.options.as_ref());
+    let pb::CreateOverrideRequest { override_id, decision_id, r#override, decision_etag, options } = request;
+    let mut fields = Fields::new();
+    let (options, on_conflict) = fields.options(options, digest);
+    fields.no_replace(on_conflict, "an override never changes");
+    let uid = Uuid::now_v7();
+    let given = fields.required("override", r#override);
+    let pb::Override {
+        id: repeated_id,
+        etag: _,
+        meta: _,
+        decision_id: repeated_decision_id,
+        original_outcome,
+        proposed_outcome,
+        justification,
+        reason_category,
+        reviewer_id,
+        reviewer_name,
+        reviewer_role,
+        reviewer_email,
+        urgent,
+        priority,
+        expire_time,
+        stakeholder_input,
+        supporting_documents,
+        additional_context,
+    } = given;
+    for (one, other, field) in
+        [(&override_id, &repeated_id, "override.id"), (&decision_id, &repeated_decision_id, "override.decision_id")]
+    {
+        if !one.is_empty() && !other.is_empty() && one != other {
+            fields.wrong(field, "must be empty or the same as in the request");
+        }
+    }
+    let (field, id) = if override_id.is_empty() { ("override.id", repeated_id) } else { ("override_id", override_id) };
+    let id = fields.new_id(field, id, uid);
+    let decision_id = if decision_id.is_empty() { repeated_decision_id } else { decision_id };
+    let decision_id = fields.id("decision_id", decision_id);
+    let decision_etag = fields.etag("decision_etag", decision_etag);
+    let row = fields.within("override", |f| {
+        let chars = justification.chars().count();
+        if !JUSTIFICATION_CHARS.contains(&chars) {
+            f.wrong("justification", format!("must be 10 to 10000 characters long, and is {chars}"));
+        }
+        if !(0..=10).contains(&priority) {
+            f.wrong("priority", "must be from 0 to 10");
+        }
+        let reviewer_id = if reviewer_id.is_empty() { actor.to_owned() } else { reviewer_id };
+        let original_outcome =
+            if original_outcome.is_empty() { original_outcome } else { f.verdict("original_outcome", original_outcome) };
+        Override {
+            uid,
+            id,
+            version: 0,
+            create_time: SystemTime::UNIX_EPOCH,
+            update_time: SystemTime::UNIX_EPOCH,
+            delete_time: None,
+            created_by: String::new(),
+            updated_by: String::new(),
+            decision_uid: Uuid::nil(),
+            decision_id,
+            original_outcome,
+            proposed_outcome: f.verdict("proposed_outcome", proposed_outcome),
+            justification: f.text("justification", justification, 40_000),
+            reason_category: f.text("reason_category", reason_category, 63),
+            reviewer_id: f.name("reviewer_id", reviewer_id, 255),
+            reviewer_name: f.text("reviewer_name", reviewer_name, 255),
+            reviewer_role: f.text("reviewer_role", reviewer_role, 255),
+            reviewer_email: f.text("reviewer_email", reviewer_email, 255),
+            urgent,
+            priority,
+            expire_time: f.time("expire_time", expire_time),
+            stakeholder_input: f.text("stakeholder_input", stakeholder_input, wire::LONG_TEXT_BYTES_MAX),
+            supporting_documents: f.references("supporting_documents", supporting_documents),
+            additional_context: f.object("additional_context", additional_context),
+        }
+    });
+    fields.finish(Write { change: CreateOverride::new(row, decision_etag), options })
+}
+
+impl From<Override> for pb::Override {
+    fn from(row: Override) -> Self {
+        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let Override {
+            uid: _,
+            id,
+            version: _,
+            create_time: _,
+            update_time: _,
+            delete_time: _,
+            created_by: _,
+            updated_by: _,
+            decision_uid: _,
+            decision_id,
+            original_outcome,
+            proposed_outcome,
+            justification,
+            reason_category,
+            reviewer_id,
+            reviewer_name,
+            reviewer_role,
+            reviewer_email,
+            urgent,
+            priority,
+            expire_time,
+            stakeholder_input,
+            supporting_documents,
+            additional_context,
+        } = row;
+        Self {
+            id,
+            etag,
+            meta,
+            decision_id,
+            original_outcome,
+            proposed_outcome,
+            justification,
+            reason_category,
+            reviewer_id,
+            reviewer_name,
+            reviewer_role,
+            reviewer_email,
+            urgent,
+            priority,
+            expire_time: expire_time.and_then(wire::timestamp),
+            stakeholder_input,
+            supporting_documents: references_of(&supporting_documents),
+            additional_context: json::to_optional_struct(&additional_context),
+        }
+    }
+}

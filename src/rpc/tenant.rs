@@ -1,0 +1,213 @@
+//! TenantService: tenants, and through api_token.rs their tokens.
+
+use super::wire::{self, Fields, Write};
+use super::{Api, Selection, api_token, only, open, page};
+use crate::pb;
+use crate::store::api_token::{self as tokens, ApiToken, CreateApiToken};
+use crate::store::caller::{Caller, SYSTEM_TENANT, is_tenant_id};
+use crate::store::change::{Create, Modify};
+use crate::store::noun::Noun;
+use crate::store::tenant::{LISTING, Tenant};
+use crate::{Error, Result};
+use tonic::{Request, Response, Status};
+
+const NEWEST: &[(&str, bool)] = &[("create_time", true)];
+const IMMUTABLE: &[&str] = &["id", "etag", "meta"];
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Tenants' rows belong to the tenant "system", whoever asks.
+fn as_system(mut caller: Caller) -> Caller {
+    caller.tenant = SYSTEM_TENANT.into();
+    caller
+}
+
+#[tonic::async_trait]
+impl pb::tenant_service_server::TenantService for Api {
+    async fn create_tenant(&self, request: Request<pb::CreateTenantRequest>) -> Answer<pb::CreateTenantResponse> {
+        let (caller, request) = open(request)?;
+        let caller = as_system(caller);
+        let Write::<Create<Tenant>> { change, options } = request.try_into()?;
+        let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
+        let receipt = self.receipt(&caller, receipt)?;
+        let tenant = only(rows)?;
+        (self.forget.tenant)(&tenant.id);
+        Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant.into()), receipt }))
+    }
+
+    async fn get_tenant(&self, request: Request<pb::GetTenantRequest>) -> Answer<pb::GetTenantResponse> {
+        let (caller, request) = open(request)?;
+        let pb::GetTenantRequest { tenant_id } = request;
+        let id = if tenant_id.is_empty() { caller.tenant.to_string() } else { wire::id("tenant_id", tenant_id)? };
+        // Another tenant's existence is nobody's business but the system's.
+        if id != *caller.tenant && !caller.is_system {
+            return Err(Error::not_found(Tenant::KIND, id).into());
+        }
+        let tenant: Tenant = self.store.get(&as_system(caller), &id).await?;
+        Ok(Response::new(pb::GetTenantResponse { tenant: Some(tenant.into()) }))
+    }
+
+    async fn list_tenants(&self, request: Request<pb::ListTenantsRequest>) -> Answer<pb::ListTenantsResponse> {
+        let (caller, mut request) = open(request)?;
+        let caller = as_system(caller);
+        let page = request.page.take();
+        request.page = page::unpaged(page.as_ref());
+        let lister = self.lister(&caller, &request, page, &LISTING, NEWEST)?;
+        let selection = Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
+        let (rows, page) = self.list::<Tenant>(&caller, &lister, selection).await?;
+        let tenants = rows.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::ListTenantsResponse { tenants, page }))
+    }
+
+    async fn update_tenant(&self, request: Request<pb::UpdateTenantRequest>) -> Answer<pb::UpdateTenantResponse> {
+        let (caller, request) = open(request)?;
+        let caller = as_system(caller);
+        let Write::<Modify<Tenant>> { change, options } = request.try_into()?;
+        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
+        let receipt = self.receipt(&caller, receipt)?;
+        if let Some(tenant) = &row {
+            (self.forget.tenant)(&tenant.id);
+        }
+        Ok(Response::new(pb::UpdateTenantResponse { tenant: row.map(Into::into), receipt }))
+    }
+
+    async fn create_api_token(
+        &self,
+        request: Request<pb::CreateApiTokenRequest>,
+    ) -> Answer<pb::CreateApiTokenResponse> {
+        let (caller, request) = open(request)?;
+        let (Write { change, options }, secret) = api_token::create(request)?;
+        let (row, receipt) = self.store.write::<CreateApiToken>(caller.clone(), options, change).await?;
+        let receipt = self.receipt(&caller, receipt)?;
+        Ok(Response::new(pb::CreateApiTokenResponse { api_token: Some(row.into()), secret, receipt }))
+    }
+
+    async fn list_api_tokens(&self, request: Request<pb::ListApiTokensRequest>) -> Answer<pb::ListApiTokensResponse> {
+        let (caller, mut request) = open(request)?;
+        let page = request.page.take();
+        request.page = page::unpaged(page.as_ref());
+        let lister = self.lister(&caller, &request, page, &tokens::LISTING, NEWEST)?;
+        let selection = Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
+        let (rows, page) = self.list::<ApiToken>(&caller, &lister, selection).await?;
+        let api_tokens = rows.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::ListApiTokensResponse { api_tokens, page }))
+    }
+
+    async fn revoke_api_token(
+        &self,
+        request: Request<pb::RevokeApiTokenRequest>,
+    ) -> Answer<pb::RevokeApiTokenResponse> {
+        let (caller, request) = open(request)?;
+        let Write::<Modify<ApiToken>> { change, options } = request.try_into()?;
+        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
+        let receipt = self.receipt(&caller, receipt)?;
+        if let Some(token) = &row {
+            (self.forget.token)(token.uid);
+        }
+        Ok(Response::new(pb::RevokeApiTokenResponse { api_token: row.map(Into::into), receipt }))
+    }
+
+    async fn who_am_i(&self, request: Request<pb::WhoAmIRequest>) -> Answer<pb::WhoAmIResponse> {
+        let (caller, pb::WhoAmIRequest {}) = open(request)?;
+        Ok(Response::new(pb::WhoAmIResponse {
+            tenant_id: caller.tenant.to_string(),
+            principal: caller.principal.to_string(),
+            actor: caller.actor.to_string(),
+            roles: api_token::roles_of(caller.roles),
+            expire_time: caller.expire_time.and_then(wire::timestamp),
+        }))
+    }
+}
+
+/// The stored number of a state; the numbers are the protocol's.
+fn read_state(fields: &mut Fields, state: i32) -> i16 {
+    match pb::TenantState::try_from(state) {
+        Ok(pb::TenantState::Active) => 1,
+        Ok(pb::TenantState::ReadOnly) => 2,
+        Ok(pb::TenantState::Suspended) => 3,
+        Ok(pb::TenantState::Unspecified) | Err(_) => {
+            fields.wrong("state", format!("must be ACTIVE, READ_ONLY or SUSPENDED, and is {state}"));
+            1
+        }
+    }
+}
+
+impl TryFrom<pb::CreateTenantRequest> for Write<Create<Tenant>> {
+    type Error = Error;
+
+    fn try_from(request: pb::CreateTenantRequest) -> Result<Self> {
+        let digest = wire::digest(&request, request.options.as_ref());
+        let pb::CreateTenantRequest { tenant_id, tenant, options } = request;
+        let mut fields = Fields::new();
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.no_replace(on_conflict, "use UpdateTenant");
+        let pb::Tenant { id: repeated_id, etag: _, meta: _, display_name, state } = tenant.unwrap_or_default();
+        let id = if tenant_id.is_empty() { repeated_id } else { tenant_id };
+        if !is_tenant_id(&id) {
+            fields.wrong("tenant_id", "must match ^[a-z][a-z0-9-]{0,62}$");
+        }
+        let row = fields.within("tenant", |f| {
+            let state = if state == 0 { 1 } else { read_state(f, state) };
+            Tenant::new(id, f.text("display_name", display_name, 255), state)
+        });
+        fields.finish(Self { change: Create { rows: vec![row], on_conflict }, options })
+    }
+}
+
+impl TryFrom<pb::UpdateTenantRequest> for Write<Modify<Tenant>> {
+    type Error = Error;
+
+    fn try_from(request: pb::UpdateTenantRequest) -> Result<Self> {
+        let digest = wire::digest(&request, request.options.as_ref());
+        let pb::UpdateTenantRequest { tenant, update_mask, options } = request;
+        let mut fields = Fields::new();
+        let (options, _) = fields.options(options, digest);
+        let pb::Tenant { id, etag, meta: _, display_name, state } = fields.required("tenant", tenant);
+        let (mut new_name, mut new_state) = (None, None);
+        for path in fields.update_mask(update_mask) {
+            match path.as_str() {
+                "display_name" => {
+                    let name = display_name.clone();
+                    new_name = Some(fields.within("tenant", |f| f.text("display_name", name, 255)));
+                }
+                "state" => new_state = Some(fields.within("tenant", |f| read_state(f, state))),
+                _ => fields.unknown_path(&path, IMMUTABLE),
+            }
+        }
+        if id == SYSTEM_TENANT && new_state.is_some_and(|state| state != 1) {
+            // Nobody could ever undo it.
+            fields.wrong("tenant.state", "must stay ACTIVE for the tenant \"system\"");
+        }
+        let id = fields.id("tenant.id", id);
+        let etag = fields.etag("tenant.etag", etag);
+        let change = Modify::update(id, etag, 512, move |row: &mut Tenant, _| {
+            if let Some(name) = &new_name {
+                row.display_name.clone_from(name);
+            }
+            if let Some(state) = new_state {
+                row.state = state;
+            }
+            Ok(())
+        });
+        fields.finish(Self { change, options })
+    }
+}
+
+impl From<Tenant> for pb::Tenant {
+    fn from(row: Tenant) -> Self {
+        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let Tenant {
+            uid: _,
+            id,
+            version: _,
+            create_time: _,
+            update_time: _,
+            delete_time: _,
+            created_by: _,
+            updated_by: _,
+            display_name,
+            state,
+        } = row;
+        Self { id, etag, meta, display_name, state: state.into() }
+    }
+}

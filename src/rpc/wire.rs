@@ -1,0 +1,445 @@
+//! From words on the wire to checked values, and back: ids, texts, times, masks, options, receipts.
+
+use crate::pb;
+use crate::rpc::json;
+use crate::store::canonical::{Json, to_micros};
+use crate::store::change::OnConflict;
+use crate::store::noun::Meta;
+use crate::store::write::{Precondition, RequestKey, Wanted, WriteOptions};
+use crate::{Error, Reason, Result};
+use crate::error::Violation;
+use prost::Message;
+use sha2::{Digest, Sha256};
+use std::time::{Duration, SystemTime};
+use uuid::Uuid;
+
+pub const ID_BYTES_MAX: usize = 255;
+pub const BATCH_MAX: usize = 1000;
+pub const LIST_MAX: usize = 100;
+pub const LONG_TEXT_BYTES_MAX: usize = 64 << 10;
+const REQUEST_ID_BYTES_MAX: usize = 64;
+const AUDIT_CONTEXT_BYTES_MAX: usize = 4 << 10;
+const PRECONDITIONS_MAX: usize = 100;
+const LABELS_MAX: usize = 64;
+const LABEL_KEY_BYTES_MAX: usize = 63;
+const LABEL_VALUE_BYTES_MAX: usize = 255;
+/// 0001-01-01 to 9999-12-31T23:59:59, in seconds of the Unix epoch.
+const TIME_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// Reads a request field by field and collects everything that is wrong with it, so that one answer names it all.
+pub struct Fields {
+    at: String,
+    violations: Vec<Violation>,
+    reason: Option<Reason>,
+}
+
+impl Fields {
+    /// At the top of a request.
+    pub fn new() -> Self {
+        Self { at: String::new(), violations: Vec::new(), reason: None }
+    }
+
+    /// The value, if nothing was wrong.
+    pub fn finish<T>(self, value: T) -> Result<T> {
+        match self.reason {
+            None => Ok(value),
+            Some(reason) => Err(Error::Invalid { reason, violations: self.violations }),
+        }
+    }
+
+    pub fn is_sound(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    /// Reads what lies under a field: `decision`, `requests[17]`.
+    pub fn within<T>(&mut self, field: &str, read: impl FnOnce(&mut Self) -> T) -> T {
+        let length = self.at.len();
+        if length > 0 {
+            self.at.push('.');
+        }
+        self.at.push_str(field);
+        let value = read(self);
+        self.at.truncate(length);
+        value
+    }
+
+    /// Notes that a field is wrong.
+    pub fn wrong(&mut self, field: &str, description: impl Into<String>) {
+        self.wrong_because(Reason::FieldInvalid, field, description);
+    }
+
+    pub fn wrong_because(&mut self, reason: Reason, field: &str, description: impl Into<String>) {
+        let field = match (self.at.is_empty(), field.is_empty()) {
+            (true, _) => field.to_owned(),
+            (false, true) => self.at.clone(),
+            (false, false) => format!("{}.{field}", self.at),
+        };
+        self.violations.push(Violation { field, description: description.into() });
+        self.reason.get_or_insert(reason);
+    }
+
+    /// A message that must be there.
+    pub fn required<T: Default>(&mut self, field: &str, value: Option<T>) -> T {
+        value.unwrap_or_else(|| {
+            self.wrong(field, "is required");
+            T::default()
+        })
+    }
+
+    /// Text of at most `max` bytes.
+    pub fn text(&mut self, field: &str, value: String, max: usize) -> String {
+        if value.len() > max {
+            self.wrong(field, format!("must be at most {max} bytes long, and is {}", value.len()));
+        }
+        if value.contains('\0') {
+            self.wrong_because(Reason::NulByte, field, "must not contain a NUL byte");
+        }
+        value
+    }
+
+    /// Text of 1 to `max` bytes.
+    pub fn name(&mut self, field: &str, value: String, max: usize) -> String {
+        if value.is_empty() {
+            self.wrong(field, "is required");
+        }
+        self.text(field, value, max)
+    }
+
+    /// An id that must be given.
+    pub fn id(&mut self, field: &str, value: String) -> String {
+        if value.is_empty() {
+            self.wrong(field, "is required");
+        } else if value.contains('\0') {
+            self.wrong_because(Reason::NulByte, field, "must not contain a NUL byte");
+        } else if !is_id(&value) {
+            self.wrong(field, "must match ^[A-Za-z0-9][A-Za-z0-9._~:@/+=-]*$ and be at most 255 bytes long");
+        }
+        value
+    }
+
+    /// An id that the server chooses where it is empty: the uid.
+    pub fn new_id(&mut self, field: &str, value: String, uid: Uuid) -> String {
+        if value.is_empty() { uid.to_string() } else { self.id(field, value) }
+    }
+
+    /// `^[A-Z][A-Z0-9_]{0,63}$`
+    pub fn verdict(&mut self, field: &str, value: String) -> String {
+        let bytes = value.as_bytes();
+        let sound = bytes.first().is_some_and(u8::is_ascii_uppercase)
+            && bytes.len() <= 64
+            && bytes.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || *b == b'_');
+        if !sound {
+            self.wrong(field, "must match ^[A-Z][A-Z0-9_]{0,63}$");
+        }
+        value
+    }
+
+    /// A number from `min` to `max`; NaN and infinities are outside.
+    pub fn number(&mut self, field: &str, value: f64, min: f64, max: f64) -> f64 {
+        if !(min..=max).contains(&value) {
+            let range = if max == f64::MAX { format!("a finite number of at least {min}") } else { format!("from {min} to {max}") };
+            self.wrong(field, format!("must be {range}"));
+        }
+        // -0 and 0 are the same number, and one canonical form.
+        if value == 0.0 { 0.0 } else { value }
+    }
+
+    /// From 0 to 1.
+    pub fn confidence(&mut self, field: &str, value: f64) -> f64 {
+        self.number(field, value, 0.0, 1.0)
+    }
+
+    pub fn time(&mut self, field: &str, value: Option<prost_types::Timestamp>) -> Option<SystemTime> {
+        let value = value?;
+        let sound = TIME_SECONDS.contains(&value.seconds) && (0..=999_999_999).contains(&value.nanos);
+        let time = sound.then(|| SystemTime::try_from(value).ok()).flatten();
+        if time.is_none() {
+            self.wrong(field, "must be a time in the years 1 to 9999");
+        }
+        time.map(to_micros)
+    }
+
+    /// A span in microseconds, not negative.
+    pub fn span_us(&mut self, field: &str, value: Option<prost_types::Duration>) -> Option<i64> {
+        let span = value.map(|value| Duration::try_from(value).ok().and_then(|span| i64::try_from(span.as_micros()).ok()));
+        if let Some(None) = span {
+            self.wrong(field, "must be a span of time that is not negative");
+        }
+        span.flatten()
+    }
+
+    /// An object of free JSON as canonical text; `{}` where it is absent.
+    pub fn object(&mut self, field: &str, value: Option<prost_types::Struct>) -> Json {
+        let Some(value) = value else { return Json::object() };
+        match json::from_struct(&value) {
+            Ok(json) => json,
+            Err((reason, description)) => {
+                self.wrong_because(reason, field, description);
+                Json::object()
+            }
+        }
+    }
+
+    /// A list of at most `max` items, each read at `field[n]`.
+    pub fn list<T, U>(
+        &mut self,
+        field: &str,
+        items: Vec<T>,
+        max: usize,
+        mut read: impl FnMut(&mut Self, T) -> U,
+    ) -> Vec<U> {
+        if items.len() > max {
+            self.wrong(field, format!("must have at most {max} items, and has {}", items.len()));
+            return Vec::new();
+        }
+        let read_one = |(n, item)| self.within(&format!("{field}[{n}]"), |fields| read(fields, item));
+        items.into_iter().enumerate().map(read_one).collect()
+    }
+
+    /// 1 to 1000 items of a batch.
+    pub fn batch<T, U>(&mut self, field: &str, items: Vec<T>, read: impl FnMut(&mut Self, T) -> U) -> Vec<U> {
+        if items.is_empty() {
+            self.wrong(field, "must have at least one item");
+        }
+        self.list(field, items, BATCH_MAX, read)
+    }
+
+    /// Notes an id that stands in a batch twice.
+    pub fn no_duplicates<'a>(&mut self, ids: impl Iterator<Item = &'a str>, field: impl Fn(usize) -> String) {
+        let mut seen = std::collections::HashMap::new();
+        for (n, id) in ids.enumerate() {
+            if let Some(first) = seen.insert(id.to_owned(), n) {
+                let what = format!("is \"{id}\", as {} is", field(first));
+                self.wrong_because(Reason::DuplicateInBatch, &field(n), what);
+            }
+        }
+    }
+
+    /// Labels as canonical JSON.
+    pub fn labels(&mut self, field: &str, labels: std::collections::BTreeMap<String, String>) -> Json {
+        if labels.len() > LABELS_MAX {
+            self.wrong(field, format!("must have at most {LABELS_MAX} entries, and has {}", labels.len()));
+        }
+        for (key, value) in &labels {
+            let shown: String = key.chars().take(LABEL_KEY_BYTES_MAX).collect();
+            self.within(field, |fields| fields.label(&shown, key, value));
+        }
+        json::of_strings(&labels)
+    }
+
+    fn label(&mut self, shown: &str, key: &str, value: &str) {
+        if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX {
+            self.wrong(shown, format!("must have a key of 1 to {LABEL_KEY_BYTES_MAX} bytes"));
+        }
+        if value.len() > LABEL_VALUE_BYTES_MAX {
+            self.wrong(shown, format!("must be at most {LABEL_VALUE_BYTES_MAX} bytes long, and is {}", value.len()));
+        }
+        if key.contains('\0') || value.contains('\0') {
+            self.wrong_because(Reason::NulByte, &shown.replace('\0', "\u{fffd}"), "must not contain a NUL byte");
+        }
+    }
+
+    /// References to resources, as canonical JSON.
+    pub fn references(&mut self, field: &str, refs: Vec<pb::ResourceRef>) -> Json {
+        let items = self.list(field, refs, LIST_MAX, |fields, reference| {
+            let pb::ResourceRef { kind, id, version } = reference;
+            if !matches!(pb::ResourceKind::try_from(kind), Ok(kind) if kind != pb::ResourceKind::Unspecified) {
+                fields.wrong("kind", format!("must be a known kind, and is {kind}"));
+            }
+            if version < 0 {
+                fields.wrong("version", "must not be negative");
+            }
+            serde_json::json!({"kind": kind, "id": fields.id("id", id), "version": version})
+        });
+        json::of_value(&serde_json::Value::Array(items))
+    }
+
+    /// An etag, if one is given. Any other text is simply not the current one.
+    pub fn etag(&mut self, field: &str, value: String) -> Option<String> {
+        let value = self.text(field, value, ID_BYTES_MAX);
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// The options of a write; `digest` is of the request, and needed only under a request id.
+    pub fn options(&mut self, options: Option<pb::WriteOptions>, digest: [u8; 32]) -> (WriteOptions, OnConflict) {
+        let pb::WriteOptions { request_id, validate_only, on_conflict, audit_context, preconditions } =
+            options.unwrap_or_default();
+        self.within("options", |fields| {
+            let request = (!request_id.is_empty()).then(|| fields.request_id(request_id, digest));
+            let on_conflict = match pb::OnConflict::try_from(on_conflict) {
+                Ok(pb::OnConflict::Unspecified | pb::OnConflict::Fail) => OnConflict::Fail,
+                Ok(pb::OnConflict::ReturnIfEqual) => OnConflict::ReturnIfEqual,
+                Ok(pb::OnConflict::Replace) => OnConflict::Replace,
+                Err(_) => {
+                    fields.wrong("on_conflict", format!("must be a known value, and is {on_conflict}"));
+                    OnConflict::Fail
+                }
+            };
+            let context = audit_context.map(|context| fields.object("audit_context", Some(context)));
+            if context.as_ref().is_some_and(|context| context.text().len() > AUDIT_CONTEXT_BYTES_MAX) {
+                let limit = format!("must be at most {AUDIT_CONTEXT_BYTES_MAX} bytes of JSON");
+                fields.wrong_because(Reason::JsonTooLarge, "audit_context", limit);
+            }
+            let preconditions =
+                fields.list("preconditions", preconditions, PRECONDITIONS_MAX, |fields, condition| {
+                    fields.precondition(condition)
+                });
+            let preconditions = preconditions.into_iter().flatten().collect();
+            (WriteOptions { request, validate_only, context, preconditions }, on_conflict)
+        })
+    }
+
+    fn request_id(&mut self, id: String, digest: [u8; 32]) -> RequestKey {
+        if id.len() > REQUEST_ID_BYTES_MAX || !id.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            self.wrong("request_id", format!("must be at most {REQUEST_ID_BYTES_MAX} printable ASCII characters"));
+        }
+        RequestKey { id, digest }
+    }
+
+    fn precondition(&mut self, condition: pb::Precondition) -> Option<Precondition> {
+        use pb::precondition::Check;
+        let (field, reference, wants) = match condition.check {
+            Some(Check::MustExist(reference)) => ("must_exist", reference, Wanted::Exists),
+            Some(Check::MustNotExist(reference)) => ("must_not_exist", reference, Wanted::Absent),
+            Some(Check::UnchangedSince(reference)) => {
+                let version = reference.version;
+                ("unchanged_since", reference, Wanted::Version(version))
+            }
+            None => {
+                self.wrong("", "must have a check");
+                return None;
+            }
+        };
+        self.within(field, |fields| {
+            if let Wanted::Version(version) = wants
+                && version < 1
+            {
+                fields.wrong("version", "must be at least 1");
+            }
+            let kind = match pb::ResourceKind::try_from(reference.kind) {
+                Ok(pb::ResourceKind::Decision) => "decision",
+                Ok(pb::ResourceKind::Override) => "override",
+                Ok(pb::ResourceKind::PolicyRule) => "policy_rule",
+                Ok(pb::ResourceKind::Tenant) => "tenant",
+                Ok(pb::ResourceKind::ApiToken) => "api_token",
+                _ => {
+                    fields.wrong("kind", "must be a kind whose ids are unique in the tenant");
+                    return None;
+                }
+            };
+            Some(Precondition { kind, id: fields.id("id", reference.id), wants })
+        })
+    }
+
+    /// Refuses an on_conflict that a noun does not offer.
+    pub fn no_replace(&mut self, on_conflict: OnConflict, why: &str) {
+        if on_conflict == OnConflict::Replace {
+            self.wrong("options.on_conflict", format!("must not be REPLACE: {why}"));
+        }
+    }
+
+    /// The paths of an update mask: at least one.
+    pub fn update_mask(&mut self, mask: Option<prost_types::FieldMask>) -> Vec<String> {
+        let paths = mask.unwrap_or_default().paths;
+        if paths.is_empty() {
+            self.wrong("update_mask", "is required");
+        }
+        if paths.iter().any(|path| path == "*") {
+            self.wrong("update_mask", "must name the fields; \"*\" is not taken");
+            return Vec::new();
+        }
+        paths
+    }
+
+    /// Notes a path of an update mask that names no changeable field. `immutable` are the other fields of the noun.
+    pub fn unknown_path(&mut self, path: &str, immutable: &[&str]) {
+        let top = path.split('.').next().unwrap_or(path);
+        let shown: String = path.chars().take(100).collect();
+        if immutable.contains(&top) {
+            self.wrong_because(Reason::FieldImmutable, "update_mask", format!("names {shown:?}, which never changes"));
+        } else {
+            self.wrong_because(Reason::UnknownField, "update_mask", format!("names {shown:?}, which does not exist"));
+        }
+    }
+}
+
+/// A write as the store takes it.
+pub struct Write<C> {
+    pub change: C,
+    pub options: WriteOptions,
+}
+
+/// SHA-256 of a request, if it has a request id. Maps are ordered, so the encoding is one.
+pub fn digest<M: Message>(request: &M, options: Option<&pb::WriteOptions>) -> [u8; 32] {
+    match options {
+        Some(options) if !options.request_id.is_empty() => Sha256::digest(request.encode_to_vec()).into(),
+        _ => [0; 32],
+    }
+}
+
+/// `^[A-Za-z0-9][A-Za-z0-9._~:@/+=-]*$`, 1 to 255 bytes.
+pub fn is_id(value: &str) -> bool {
+    let bytes = value.as_bytes();
+    bytes.len() <= ID_BYTES_MAX
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._~:@/+=-".contains(b))
+}
+
+/// One id that a request names, checked.
+pub fn id(field: &str, value: String) -> Result<String> {
+    let mut fields = Fields::new();
+    let value = fields.id(field, value);
+    fields.finish(value)
+}
+
+/// The parts of a resource that a read mask lets through.
+pub struct ReadMask(Option<Vec<String>>);
+
+impl ReadMask {
+    /// `known` are the fields of the noun. An empty mask and "*" let everything through.
+    pub fn new(mask: Option<prost_types::FieldMask>, known: &[&str]) -> Result<Self> {
+        let paths = mask.unwrap_or_default().paths;
+        if paths.is_empty() || paths.iter().any(|path| path == "*") {
+            return Ok(Self(None));
+        }
+        if let Some(path) = paths.iter().find(|path| !known.contains(&path.as_str())) {
+            let shown: String = path.chars().take(100).collect();
+            let what = format!("names {shown:?}, which does not exist");
+            return Err(Error::invalid_because(Reason::UnknownField, "read_mask", what));
+        }
+        Ok(Self(Some(paths)))
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The value if the field is asked for, else its default.
+    pub fn take<T: Default>(&self, field: &str, value: T) -> T {
+        match &self.0 {
+            Some(paths) if !paths.iter().any(|path| path == field) => T::default(),
+            _ => value,
+        }
+    }
+}
+
+pub fn timestamp(time: SystemTime) -> Option<prost_types::Timestamp> {
+    Some(time.into())
+}
+
+pub fn duration_us(us: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds: us / 1_000_000, nanos: (us % 1_000_000 * 1000) as i32 }
+}
+
+pub fn meta(meta: Meta) -> Option<pb::Meta> {
+    let Meta { uid, version, create_time, update_time, delete_time, created_by, updated_by } = meta;
+    Some(pb::Meta {
+        uid: uid.to_string(),
+        version,
+        create_time: timestamp(create_time),
+        update_time: timestamp(update_time),
+        delete_time: delete_time.and_then(timestamp),
+        created_by,
+        updated_by,
+    })
+}

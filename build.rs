@@ -1,4 +1,4 @@
-//! Turns `proto/` into Rust without protoc, keeps the descriptor set for reflection, and embeds the down migrations.
+//! Turns `proto/` into Rust without protoc, keeps the descriptor set for reflection, and embeds the migrations.
 
 use prost::Message;
 use std::path::PathBuf;
@@ -18,25 +18,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(nouns, ["proto"])?;
 
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("down_migrations.rs"), down_migrations()?)?;
+    fs::write(out.join("migrations.rs"), migrations()?)?;
     fs::write(out.join("descriptor_set.bin"), files.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(files)?;
     Ok(())
 }
 
-/// `DOWN: &[(version, sql)]` from `migrations/down/V<version>__<name>.sql`. Each way up must have a way down.
-fn down_migrations() -> Result<String, Box<dyn std::error::Error>> {
+/// `MIGRATIONS: &[(version, name, up, down)]`, oldest first. Each way up must have a way down. (refinery's own macro
+/// would take the files in `down/` for further ways up.)
+fn migrations() -> Result<String, Box<dyn std::error::Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("migrations");
-    let mut list = String::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir(&root)? {
-        let name = entry?.file_name().into_string().map_err(|name| format!("{name:?} is not UTF-8"))?;
-        let Some(rest) = name.strip_prefix('V').filter(|rest| rest.ends_with(".sql")) else { continue };
-        let version: i32 = rest.split("__").next().unwrap_or_default().parse()?;
-        let down = root.join("down").join(&name);
+        let name =
+            entry?.file_name().into_string().map_err(|name| format!("{name:?} is not UTF-8"))?;
+        let Some(stem) = name.strip_suffix(".sql") else { continue };
+        let version: i32 = stem
+            .strip_prefix('V')
+            .and_then(|rest| rest.split("__").next())
+            .unwrap_or_default()
+            .parse()?;
+        let (up, down) = (root.join(&name), root.join("down").join(&name));
         if !down.exists() {
             return Err(format!("migrations/{name} has no migrations/down/{name}").into());
         }
-        list.push_str(&format!("({version}, include_str!({down:?})),"));
+        found.push((
+            version,
+            format!("({version}, {stem:?}, include_str!({up:?}), include_str!({down:?})),"),
+        ));
     }
-    Ok(format!("pub const DOWN: &[(i32, &str)] = &[{list}];"))
+    found.sort();
+    let list: String = found.into_iter().map(|(_, item)| item).collect();
+    Ok(format!("pub const MIGRATIONS: &[(i32, &str, &str, &str)] = &[{list}];"))
 }

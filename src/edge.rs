@@ -19,7 +19,7 @@ use auth::{AuthLayer, Authenticator};
 use bytes::Bytes;
 use deadline::{DeadlineLayer, DeadlineLimits};
 use explain::ExplainLayer;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use metrics::MetricsLayer;
 use shed::ShedLayer;
 use std::convert::Infallible;
@@ -107,7 +107,7 @@ fn refusal(status: impl Into<Status>) -> Response<Body> {
 }
 
 /// The value of a header that may stand at most once.
-fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a [u8]>, Repeated> {
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Repeated> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (first, None) => Ok(first.map(|value| value.as_bytes())),

@@ -2,9 +2,12 @@
 
 pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod edge;
 pub mod embedded;
 pub mod error;
 pub mod rpc;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 

@@ -33,9 +33,9 @@ use page::{Binding, Page, Pager};
 use prost::Message;
 use std::sync::Arc;
 use std::time::SystemTime;
+use token::TokenKey;
 use tonic::Request;
 use tonic::service::Routes;
-use token::TokenKey;
 use uuid::Uuid;
 
 /// What every handler works with.
@@ -98,7 +98,9 @@ pub fn routes(parts: Parts) -> Routes {
 /// Who asks, and what.
 fn open<T>(request: Request<T>) -> Result<(Caller, T)> {
     let (_, mut extensions, message) = request.into_parts();
-    let caller = extensions.remove::<Caller>().ok_or_else(|| Error::internal("a call came past the door"))?;
+    let caller = extensions
+        .remove::<Caller>()
+        .ok_or_else(|| Error::internal("a call came past the door"))?;
     Ok((caller, message))
 }
 
@@ -109,7 +111,12 @@ impl Parts {
         if seq == 0 && !replayed {
             return Ok(None);
         }
-        Ok(Some(pb::WriteReceipt { revision: Some(self.revision(caller, seq)?), audit_seq: seq, replayed, unchanged }))
+        Ok(Some(pb::WriteReceipt {
+            revision: Some(self.revision(caller, seq)?),
+            audit_seq: seq,
+            replayed,
+            unchanged,
+        }))
     }
 
     fn revision(&self, caller: &Caller, seq: i64) -> Result<pb::Revision> {
@@ -117,7 +124,11 @@ impl Parts {
     }
 
     /// The log number that a read must be made at; `None` means now, which is as fresh as can be.
-    fn read_at(&self, caller: &Caller, consistency: Option<pb::Consistency>) -> Result<Option<i64>> {
+    fn read_at(
+        &self,
+        caller: &Caller,
+        consistency: Option<pb::Consistency>,
+    ) -> Result<Option<i64>> {
         use pb::consistency::Requirement;
         let parse = |revision: pb::Revision, field: &str| {
             token::parse_revision(&self.token_key, &caller.tenant, &revision.token, field)
@@ -148,12 +159,14 @@ impl Parts {
             (None, 0) => self.store.get(caller, &id).await,
             (None, _) => self.store.get_version(caller, &id, version).await,
             (Some(seq), 0) => {
-                let found = self.store.get_as_of(caller, vec![id.clone()], seq).await?.pop().flatten();
+                let found =
+                    self.store.get_as_of(caller, vec![id.clone()], seq).await?.pop().flatten();
                 found.ok_or_else(|| Error::not_found(T::KIND, id))
             }
-            (Some(_), _) => {
-                Err(Error::invalid("version", "must not be set together with consistency.at_exact_snapshot"))
-            }
+            (Some(_), _) => Err(Error::invalid(
+                "version",
+                "must not be set together with consistency.at_exact_snapshot",
+            )),
         }
     }
 
@@ -192,7 +205,8 @@ impl Parts {
             window,
             snapshot: page.snapshot.or(snapshot),
         };
-        let found: snapshot::Page<R> = self.store.list(caller, listing, query, page.include_total_size).await?;
+        let found: snapshot::Page<R> =
+            self.store.list(caller, listing, query, page.include_total_size).await?;
         let next_page_token = match found.next {
             Some(cursor_key) => pager.next(page, cursor_key, found.seq)?,
             None => String::new(),
@@ -217,7 +231,10 @@ impl Parts {
         id: &str,
     ) -> Result<(Vec<(LogRow, T)>, Option<pb::PageInfo>)> {
         if page.as_ref().is_some_and(|page| !page.order_by.is_empty()) {
-            return Err(Error::invalid("page.order_by", "is not taken here: the newest version comes first"));
+            return Err(Error::invalid(
+                "page.order_by",
+                "is not taken here: the newest version comes first",
+            ));
         }
         let lister = self.lister(caller, request, page, &log::LISTING, audit::NEWEST)?;
         let current: T = self.store.get(caller, id).await?;
@@ -248,7 +265,11 @@ impl Lister<'_> {
         filter::selector(self.listing.fields, selector, "where")
     }
 
-    fn window(&self, field: &str, window: Option<pb::TimeWindow>) -> Result<Option<crate::store::list::Window>> {
+    fn window(
+        &self,
+        field: &str,
+        window: Option<pb::TimeWindow>,
+    ) -> Result<Option<crate::store::list::Window>> {
         let field = Field::find(self.listing.fields, field)
             .ok_or_else(|| Error::internal(format!("no field {field} for a window")))?;
         page::window(field, window, self.page.as_of, "window")

@@ -137,7 +137,11 @@ impl Store {
     }
 
     /// The live rows of those ids, in order; `None` where there is none.
-    pub async fn get_many<T: Noun>(&self, caller: &Caller, ids: Vec<String>) -> Result<Vec<Option<T>>> {
+    pub async fn get_many<T: Noun>(
+        &self,
+        caller: &Caller,
+        ids: Vec<String>,
+    ) -> Result<Vec<Option<T>>> {
         let asked = Arc::new((ids,));
         let params = Arc::clone(&asked);
         let rows = self
@@ -153,7 +157,12 @@ impl Store {
     }
 
     /// The rows of those ids as they stood at a log number, in order; `None` where there was none.
-    pub async fn get_as_of<T: Noun>(&self, caller: &Caller, ids: Vec<String>, seq: i64) -> Result<Vec<Option<T>>> {
+    pub async fn get_as_of<T: Noun>(
+        &self,
+        caller: &Caller,
+        ids: Vec<String>,
+        seq: i64,
+    ) -> Result<Vec<Option<T>>> {
         let params = Arc::new((T::KIND.to_owned(), ids, seq));
         let asked = Arc::clone(&params);
         let entries: Vec<LogRow> = self
@@ -200,13 +209,17 @@ impl Store {
         &self,
         name: &'static str,
         deadline: tokio::time::Instant,
-        run: impl Fn(Conn) -> futures_util::future::BoxFuture<'static, Result<T>> + Send + Sync + 'static,
+        run: impl Fn(Conn) -> futures_util::future::BoxFuture<'static, Result<T>>
+        + Send
+        + Sync
+        + 'static,
     ) -> Result<T> {
         self.backend.call(Op::new(name, Lane::Admin, deadline, run)).await
     }
 }
 
 fn in_order<T: Noun>(ids: &[String], rows: Vec<T>) -> Vec<Option<T>> {
-    let mut rows: HashMap<String, T> = rows.into_iter().map(|row| (row.id().to_owned(), row)).collect();
+    let mut rows: HashMap<String, T> =
+        rows.into_iter().map(|row| (row.id().to_owned(), row)).collect();
     ids.iter().map(|id| rows.remove(id)).collect()
 }

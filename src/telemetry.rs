@@ -7,7 +7,7 @@ pub use metrics::Metrics;
 
 use crate::error::{Error, Result};
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::panic;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
@@ -47,13 +47,17 @@ where
         .map_err(|error| Error::invalid("log.filter", format!("does not parse: {error}")))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Pretty => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Pretty => lines.with_ansi(io::stderr().is_terminal()).boxed(),
     };
     // tokio-postgres logs parameter values at debug, whatever the filter asks for.
     let no_parameters = filter_fn(|metadata| {
         !metadata.target().starts_with("tokio_postgres") || *metadata.level() <= Level::WARN
     });
+    // We say ourselves what was migrated.
+    let lines = lines.with_filter(filter_fn(|metadata| {
+        !metadata.target().starts_with("refinery") || *metadata.level() <= Level::WARN
+    }));
     Ok(Registry::default().with(lines).with(filter).with(no_parameters))
 }
 
@@ -79,12 +83,14 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
+    use tracing::subscriber::DefaultGuard;
 
+    /// What was logged, as JSON lines.
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    pub struct Lines(Arc<Mutex<Vec<u8>>>);
 
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -97,13 +103,24 @@ mod tests {
         }
     }
 
-    fn logged(filter: &str, log: impl FnOnce()) -> String {
+    impl Lines {
+        pub fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    /// Keeps what this thread logs, until the guard is dropped.
+    pub fn capture(filter: &str) -> (Lines, DefaultGuard) {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = subscriber(LogFormat::Json, filter, move || writer.clone()).unwrap();
-        tracing::subscriber::with_default(subscriber, log);
-        let bytes = lines.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        (lines, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn logged(filter: &str, log: impl FnOnce()) -> String {
+        let (lines, _guard) = capture(filter);
+        log();
+        lines.text()
     }
 
     #[test]
@@ -132,7 +149,7 @@ mod tests {
             tracing::debug!("unseen");
         });
         let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
-        assert_eq!(line["span"]["request_id"], "r1");
+        assert_eq!(line["spans"][0]["request_id"], "r1");
         assert_eq!(line["code"], "NOT_FOUND");
     }
 

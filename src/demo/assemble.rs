@@ -5,7 +5,7 @@ use super::random::Random;
 use super::template::{CasesError, Scope, to_struct};
 use crate::pb;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use time::{Duration, OffsetDateTime};
 
 type Result<T> = std::result::Result<T, CasesError>;
@@ -47,7 +47,7 @@ impl Cases {
         input.extend(scope.table(&scenario.input)?);
         let mut metadata = scope.table(&domain.metadata)?;
         metadata.insert("demonstration".into(), json!({ "case": index, "seed": self.file.seed }));
-        let mut labels: HashMap<String, String> = domain
+        let mut labels: BTreeMap<String, String> = domain
             .labels
             .iter()
             .map(|(key, value)| Ok((key.clone(), scope.text(value)?)))

@@ -10,7 +10,7 @@ use crate::store::caller::{Caller, Roles, SYSTEM_TENANT, TenantState, is_tenant_
 use crate::telemetry::Metrics;
 use futures_util::future::BoxFuture;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, HeaderName, Request, Response, header};
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,8 +22,8 @@ use tower::{Layer, Service};
 use tower_http::request_id::RequestId;
 use uuid::Uuid;
 
-const TENANT: &str = "x-casebook-tenant";
-const ACTOR: &str = "x-casebook-actor";
+static TENANT: HeaderName = HeaderName::from_static("x-casebook-tenant");
+static ACTOR: HeaderName = HeaderName::from_static("x-casebook-actor");
 const ACTOR_BYTES_MAX: usize = 255;
 const USER_AGENT_BYTES_MAX: usize = 255;
 
@@ -164,7 +164,7 @@ fn mismatch() -> Error {
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&[u8]> {
-    match single(headers, header::AUTHORIZATION.as_str()) {
+    match single(headers, &header::AUTHORIZATION) {
         Ok(None | Some(b"")) => Err(TOKEN_MISSING),
         Ok(Some(value)) => match value.split_at_checked(7) {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(token),
@@ -175,7 +175,7 @@ fn bearer(headers: &HeaderMap) -> Result<&[u8]> {
 }
 
 fn named_tenant(headers: &HeaderMap) -> Result<Option<&str>> {
-    match single(headers, TENANT) {
+    match single(headers, &TENANT) {
         Ok(None) => Ok(None),
         Ok(Some(name)) => match std::str::from_utf8(name) {
             Ok(name) if is_tenant_id(name) => Ok(Some(name)),
@@ -186,8 +186,9 @@ fn named_tenant(headers: &HeaderMap) -> Result<Option<&str>> {
 }
 
 fn actor(headers: &HeaderMap) -> Result<Arc<str>> {
-    let bad = |what| Error::invalid(ACTOR, what);
-    let Some(actor) = single(headers, ACTOR).map_err(|Repeated| bad("may stand only once"))? else {
+    let bad = |what| Error::invalid(ACTOR.as_str(), what);
+    let Some(actor) = single(headers, &ACTOR).map_err(|Repeated| bad("may stand only once"))?
+    else {
         return Ok(Arc::default());
     };
     if actor.len() > ACTOR_BYTES_MAX {

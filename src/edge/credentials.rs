@@ -143,7 +143,7 @@ impl Credentials {
         let forgotten = self.forgotten.load(Ordering::Acquire);
         let credential = (self.directory.credential)(token.uid).await?;
         if !token.opens(credential.as_ref()) {
-            self.good.remove(|known, _| *known == key);
+            self.good.drop_key(&key);
             self.bad.put(key, (), now, self.keep.min(UNKNOWN_MAX));
             return Ok(None);
         }
@@ -181,7 +181,7 @@ impl Credentials {
         let keep = if state.is_some() { self.keep } else { self.keep.min(UNKNOWN_MAX) };
         self.tenants.put(tenant.clone(), state, now, keep);
         if self.forgotten.load(Ordering::Acquire) != forgotten {
-            self.tenants.remove(|known, _| known == tenant);
+            self.tenants.drop_key(tenant);
         }
         Ok(state)
     }
@@ -222,7 +222,7 @@ impl<K, V> Default for Cache<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     fn entries(&self) -> MutexGuard<'_, HashMap<K, Entry<V>>> {
         // Nothing in here panics half-way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -248,19 +248,29 @@ impl<K: Eq + Hash + Clone, V: Clone> Cache<K, V> {
     fn put(&self, key: K, value: V, since: Instant, keep: Duration) {
         let mut entries = self.entries();
         if entries.len() >= ENTRIES_MAX && !entries.contains_key(&key) {
-            entries.retain(|_, entry| since < entry.ends_at);
-            if entries.len() >= ENTRIES_MAX
-                && let Some(first) = entries.iter().min_by_key(|(_, entry)| entry.ends_at)
-            {
-                let first = first.0.clone();
-                entries.remove(&first);
-            }
+            make_room(&mut entries, since);
         }
         entries.insert(key, Entry { value, renew_at: since + keep * 3 / 4, ends_at: since + keep });
     }
 
+    fn drop_key(&self, key: &K) {
+        self.entries().remove(key);
+    }
+
     fn remove(&self, is_gone: impl Fn(&K, &V) -> bool) {
         self.entries().retain(|key, entry| !is_gone(key, &entry.value));
+    }
+}
+
+/// Drops what has ended, and a quarter more if that frees too little: so a flood of tokens does not pay for a sweep
+/// each time.
+fn make_room<K, V>(entries: &mut HashMap<K, Entry<V>>, now: Instant) {
+    entries.retain(|_, entry| now < entry.ends_at);
+    if entries.len() > ENTRIES_MAX / 4 * 3 {
+        let mut ends: Vec<Instant> = entries.values().map(|entry| entry.ends_at).collect();
+        let (_, last, _) = ends.select_nth_unstable(ENTRIES_MAX / 4);
+        let last = *last;
+        entries.retain(|_, entry| entry.ends_at > last);
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Arrival, Repeated, refusal, single};
 use crate::error::{Error, Result};
 use crate::store::caller::Caller;
 use futures_util::future::{Either, FutureExt as _, Map, Ready, ready};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::error::Elapsed;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, Timeout, timeout_at};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-const HEADER: &str = "grpc-timeout";
+static HEADER: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The store ends a call at its deadline itself, and can then say truthfully what became of a write that it has
 /// sent; only a call that hangs elsewhere is cut from outside.
@@ -54,12 +54,14 @@ impl DeadlineLimits {
 }
 
 fn asked(headers: &HeaderMap) -> Result<Option<Duration>> {
-    match single(headers, HEADER) {
+    match single(headers, &HEADER) {
         Ok(None) => Ok(None),
         Ok(Some(text)) => parse(text).map(Some).ok_or(()),
         Err(Repeated) => Err(()),
     }
-    .map_err(|()| Error::invalid(HEADER, "must be 1 to 8 digits and one of the units H M S m u n"))
+    .map_err(|()| {
+        Error::invalid(HEADER.as_str(), "must be 1 to 8 digits and one of the units H M S m u n")
+    })
 }
 
 fn parse(text: &[u8]) -> Option<Duration> {
@@ -161,7 +163,7 @@ mod tests {
         let after = |secs| now + Duration::from_secs(secs);
         let of = |text: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert(HEADER, text.parse().unwrap());
+            headers.insert(&HEADER, text.parse().unwrap());
             LIMITS.limit(&headers, now).unwrap()
         };
         let none = LIMITS.limit(&HeaderMap::new(), now).unwrap();

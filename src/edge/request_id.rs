@@ -30,7 +30,7 @@ fn drop_ill_formed(mut request: Request<Body>) -> Request<Body> {
     if let Some(first) = values.next() {
         let is_good = values.next().is_none()
             && (1..=BYTES_MAX).contains(&first.len())
-            && first.as_bytes().iter().all(u8::is_ascii_graphic);
+            && first.as_bytes().iter().all(|b| matches!(b, b' '..=b'~'));
         if !is_good {
             request.headers_mut().remove(HEADER);
         }

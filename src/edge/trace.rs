@@ -4,7 +4,7 @@ use super::Arrival;
 use super::observe::{ObservedBody, ObservedFuture, Observer};
 use crate::rpc::access;
 use crate::telemetry::metrics::{OTHER, code_name};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +13,8 @@ use tonic::Code;
 use tower::{Layer, Service};
 use tower_http::request_id::RequestId;
 use tracing::Span;
+
+static PARENT: HeaderName = HeaderName::from_static("traceparent");
 
 #[derive(Clone, Copy, Debug)]
 pub struct TraceLayer;
@@ -65,7 +67,7 @@ where
 
 /// The trace id of a valid W3C `traceparent`: `00-<32 hex>-<16 hex>-<2 hex>`.
 fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
+    let text = headers.get(&PARENT)?.to_str().ok()?;
     let bytes = text.as_bytes();
     let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let (version, trace, parent, flags) =
@@ -112,7 +114,7 @@ mod tests {
 
     fn id(text: &str) -> Option<String> {
         let mut headers = HeaderMap::new();
-        headers.insert("traceparent", text.parse().unwrap());
+        headers.insert(&PARENT, text.parse().unwrap());
         trace_id(&headers).map(str::to_owned)
     }
 

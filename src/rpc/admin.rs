@@ -20,7 +20,9 @@ impl pb::admin_service_server::AdminService for Api {
         let database = match self.store.database_status().await {
             Ok(status) => Some(status.into()),
             // The answer is then that there is no answer.
-            Err(Error::Unavailable { .. } | Error::Exhausted { .. } | Error::DeadlineExceeded(_)) => None,
+            Err(
+                Error::Unavailable { .. } | Error::Exhausted { .. } | Error::DeadlineExceeded(_),
+            ) => None,
             Err(error) => return Err(error.into()),
         };
         let reason = self.health.not_ready_reason();

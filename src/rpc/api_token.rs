@@ -18,7 +18,8 @@ pub fn create(request: pb::CreateApiTokenRequest) -> Result<(Write<CreateApiToke
     let pb::CreateApiTokenRequest { api_token, options } = request;
     let mut fields = Fields::new();
     if options.as_ref().is_some_and(|options| !options.request_id.is_empty()) {
-        fields.wrong("options.request_id", "is not taken: a replay could not show the secret again");
+        fields
+            .wrong("options.request_id", "is not taken: a replay could not show the secret again");
     }
     let (options, _) = fields.options(options, [0; 32]);
     let pb::ApiToken { id: _, etag: _, meta: _, display_name, roles, expire_time, revoke_time: _ } =
@@ -62,7 +63,10 @@ fn read_roles(fields: &mut Fields, roles: Vec<i32>) -> Roles {
             Ok(pb::Role::Auditor) => Role::Auditor,
             Ok(pb::Role::Admin) => Role::Admin,
             Ok(pb::Role::Unspecified) | Err(_) => {
-                fields.wrong(&format!("roles[{n}]"), format!("must be a known role, and is {number}"));
+                fields.wrong(
+                    &format!("roles[{n}]"),
+                    format!("must be a known role, and is {number}"),
+                );
                 continue;
             }
         };

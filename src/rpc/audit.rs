@@ -1,7 +1,7 @@
 //! AuditService: the log as an auditor reads it.
 
-use super::{Api, Selection, open, page};
 use super::json;
+use super::{Api, Selection, open, page};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::filter::Filter;
@@ -24,23 +24,29 @@ impl pb::audit_service_server::AuditService for Api {
         let page = request.page.take();
         request.page = page::unpaged(page.as_ref());
         let lister = self.lister(&caller, &request, page, &log::LISTING, NEWEST)?;
-        let pb::ListAuditEntriesRequest { page: _, r#where, window, target, include_changes } = request;
+        let pb::ListAuditEntriesRequest { page: _, r#where, window, target, include_changes } =
+            request;
         let mut filter = lister.filter(r#where)?;
         if let Some(pb::ResourceRef { kind, id, version: _ }) = target {
-            let kind = kind_name(kind).ok_or_else(|| Error::invalid("target.kind", "must be a known kind"))?;
+            let kind = kind_name(kind)
+                .ok_or_else(|| Error::invalid("target.kind", "must be a known kind"))?;
             let id = super::wire::id("target.id", id)?;
             filter = Filter::All(vec![filter, log::of_resource(kind, &id, None)?]);
         }
         let window = lister.window("event_time", window)?;
         let selection = Selection { filter, window, ..Selection::default() };
         let (rows, page) = self.list::<LogRow>(&caller, &lister, selection).await?;
-        let changes = if include_changes { self.store.changes(&caller, &rows).await? } else { Vec::new() };
+        let changes =
+            if include_changes { self.store.changes(&caller, &rows).await? } else { Vec::new() };
         let mut changes = changes.into_iter();
         let entries = rows.into_iter().map(|row| entry(row, changes.next())).collect();
         Ok(Response::new(pb::ListAuditEntriesResponse { entries, page }))
     }
 
-    async fn get_audit_entry(&self, request: Request<pb::GetAuditEntryRequest>) -> Answer<pb::GetAuditEntryResponse> {
+    async fn get_audit_entry(
+        &self,
+        request: Request<pb::GetAuditEntryRequest>,
+    ) -> Answer<pb::GetAuditEntryResponse> {
         let (caller, request) = open(request)?;
         let pb::GetAuditEntryRequest { seq } = request;
         if seq < 1 {

@@ -23,7 +23,9 @@ impl TryFrom<pb::AddCriticOutputsRequest> for Write<AddCriticOutputs> {
         fields.no_replace(on_conflict, "a critic output never changes");
         let decision_id = fields.id("decision_id", decision_id);
         let rows = fields.batch("critic_outputs", critic_outputs, read_new);
-        fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| format!("critic_outputs[{n}].id"));
+        fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| {
+            format!("critic_outputs[{n}].id")
+        });
         fields.finish(Self { change: AddCriticOutputs { decision_id, rows }, options })
     }
 }
@@ -143,6 +145,10 @@ fn sources_of(json: &Json) -> Vec<pb::EvidenceSource> {
     let items: Vec<Source> = json::parsed(json);
     items
         .into_iter()
-        .map(|Source { r#type, reference, relevance }| pb::EvidenceSource { r#type, reference, relevance })
+        .map(|Source { r#type, reference, relevance }| pb::EvidenceSource {
+            r#type,
+            reference,
+            relevance,
+        })
         .collect()
 }

@@ -6,10 +6,12 @@ use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::change::Modify;
 use crate::store::critic_output::{self, CriticOutput};
-use crate::store::decision::{self, CreateDecisions, Decision, FINAL, GroupBy, HideDecision, NewDecision};
+use crate::store::decision::{
+    self, CreateDecisions, Decision, FINAL, GroupBy, HideDecision, NewDecision,
+};
 use crate::store::list::ListQuery;
-use crate::store::r#override::{self, Override};
 use crate::store::noun::Noun;
+use crate::store::r#override::{self, Override};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -34,12 +36,18 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl pb::decision_service_server::DecisionService for Api {
-    async fn create_decision(&self, request: Request<pb::CreateDecisionRequest>) -> Answer<pb::CreateDecisionResponse> {
+    async fn create_decision(
+        &self,
+        request: Request<pb::CreateDecisionRequest>,
+    ) -> Answer<pb::CreateDecisionResponse> {
         let (caller, request) = open(request)?;
         let Write::<CreateDecisions> { change, options } = request.try_into()?;
         let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
         let receipt = self.receipt(&caller, receipt)?;
-        Ok(Response::new(pb::CreateDecisionResponse { decision: Some(only(rows)?.into()), receipt }))
+        Ok(Response::new(pb::CreateDecisionResponse {
+            decision: Some(only(rows)?.into()),
+            receipt,
+        }))
     }
 
     async fn batch_create_decisions(
@@ -54,7 +62,10 @@ impl pb::decision_service_server::DecisionService for Api {
         Ok(Response::new(pb::BatchCreateDecisionsResponse { decisions, receipt }))
     }
 
-    async fn get_decision(&self, request: Request<pb::GetDecisionRequest>) -> Answer<pb::GetDecisionResponse> {
+    async fn get_decision(
+        &self,
+        request: Request<pb::GetDecisionRequest>,
+    ) -> Answer<pb::GetDecisionResponse> {
         let (caller, request) = open(request)?;
         let pb::GetDecisionRequest { decision_id, consistency, read_mask, version } = request;
         let id = wire::id("decision_id", decision_id)?;
@@ -69,7 +80,8 @@ impl pb::decision_service_server::DecisionService for Api {
         request: Request<pb::BatchGetDecisionsRequest>,
     ) -> Answer<pb::BatchGetDecisionsResponse> {
         let (caller, request) = open(request)?;
-        let pb::BatchGetDecisionsRequest { decision_ids, consistency, read_mask, allow_missing } = request;
+        let pb::BatchGetDecisionsRequest { decision_ids, consistency, read_mask, allow_missing } =
+            request;
         let mask = ReadMask::new(read_mask, FIELDS)?;
         let mut fields = Fields::new();
         let ids = fields.batch("decision_ids", decision_ids, |fields, id| fields.id("", id));
@@ -91,12 +103,22 @@ impl pb::decision_service_server::DecisionService for Api {
         Ok(Response::new(pb::BatchGetDecisionsResponse { decisions, missing_ids }))
     }
 
-    async fn list_decisions(&self, request: Request<pb::ListDecisionsRequest>) -> Answer<pb::ListDecisionsResponse> {
+    async fn list_decisions(
+        &self,
+        request: Request<pb::ListDecisionsRequest>,
+    ) -> Answer<pb::ListDecisionsResponse> {
         let (caller, mut request) = open(request)?;
         let page = request.page.take();
         request.page = page::unpaged(page.as_ref());
         let lister = self.lister(&caller, &request, page, &decision::LISTING, NEWEST)?;
-        let pb::ListDecisionsRequest { page: _, r#where, window, consistency, read_mask, show_deleted } = request;
+        let pb::ListDecisionsRequest {
+            page: _,
+            r#where,
+            window,
+            consistency,
+            read_mask,
+            show_deleted,
+        } = request;
         let mask = ReadMask::new(read_mask, FIELDS)?;
         let selection = Selection {
             filter: lister.filter(r#where)?,
@@ -110,7 +132,10 @@ impl pb::decision_service_server::DecisionService for Api {
         Ok(Response::new(pb::ListDecisionsResponse { decisions, page }))
     }
 
-    async fn update_decision(&self, request: Request<pb::UpdateDecisionRequest>) -> Answer<pb::UpdateDecisionResponse> {
+    async fn update_decision(
+        &self,
+        request: Request<pb::UpdateDecisionRequest>,
+    ) -> Answer<pb::UpdateDecisionResponse> {
         let (caller, request) = open(request)?;
         let Write::<Modify<Decision>> { change, options } = request.try_into()?;
         let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
@@ -118,7 +143,10 @@ impl pb::decision_service_server::DecisionService for Api {
         Ok(Response::new(pb::UpdateDecisionResponse { decision: row.map(Into::into), receipt }))
     }
 
-    async fn delete_decision(&self, request: Request<pb::DeleteDecisionRequest>) -> Answer<pb::DeleteDecisionResponse> {
+    async fn delete_decision(
+        &self,
+        request: Request<pb::DeleteDecisionRequest>,
+    ) -> Answer<pb::DeleteDecisionResponse> {
         let (caller, request) = open(request)?;
         let Write::<HideDecision> { change, options } = request.try_into()?;
         let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
@@ -186,7 +214,10 @@ impl pb::decision_service_server::DecisionService for Api {
         Ok(Response::new(pb::ListCriticOutputsResponse { critic_outputs, page }))
     }
 
-    async fn create_override(&self, request: Request<pb::CreateOverrideRequest>) -> Answer<pb::CreateOverrideResponse> {
+    async fn create_override(
+        &self,
+        request: Request<pb::CreateOverrideRequest>,
+    ) -> Answer<pb::CreateOverrideResponse> {
         let (caller, request) = open(request)?;
         let Write { change, options } = super::r#override::create(request, &caller.actor)?;
         let ((row, decision), receipt) = self.store.write(caller.clone(), options, change).await?;
@@ -195,7 +226,10 @@ impl pb::decision_service_server::DecisionService for Api {
         Ok(Response::new(pb::CreateOverrideResponse { r#override, decision, receipt }))
     }
 
-    async fn list_overrides(&self, request: Request<pb::ListOverridesRequest>) -> Answer<pb::ListOverridesResponse> {
+    async fn list_overrides(
+        &self,
+        request: Request<pb::ListOverridesRequest>,
+    ) -> Answer<pb::ListOverridesResponse> {
         let (caller, mut request) = open(request)?;
         let page = request.page.take();
         request.page = page::unpaged(page.as_ref());
@@ -268,9 +302,12 @@ fn read_group_by(fields: &mut Fields, name: String) -> Option<GroupBy> {
         "day" => GroupBy::Day,
         "hour" => GroupBy::Hour,
         _ => match name.strip_prefix("labels.") {
-            Some(key) if !key.is_empty() && key.len() <= 63 && !key.contains('\0') => GroupBy::Label(key.to_owned()),
+            Some(key) if !key.is_empty() && key.len() <= 63 && !key.contains('\0') => {
+                GroupBy::Label(key.to_owned())
+            }
             _ => {
-                let known = "final_verdict, state, model_version, retention_class, day, hour, labels.<key>";
+                let known =
+                    "final_verdict, state, model_version, retention_class, day, hour, labels.<key>";
                 fields.wrong("", format!("must be one of {known}"));
                 return None;
             }
@@ -309,7 +346,9 @@ impl TryFrom<pb::BatchCreateDecisionsRequest> for Write<CreateDecisions> {
             }
             read_new(fields, decision_id, decision)
         });
-        fields.no_duplicates(new.iter().map(|new| new.decision.id.as_str()), |n| format!("requests[{n}].decision_id"));
+        fields.no_duplicates(new.iter().map(|new| new.decision.id.as_str()), |n| {
+            format!("requests[{n}].decision_id")
+        });
         fields.finish(Self { change: CreateDecisions::new(new, on_conflict), options })
     }
 }
@@ -347,7 +386,8 @@ fn read_new(fields: &mut Fields, id: String, decision: Option<pb::Decision>) -> 
     if !id.is_empty() && !repeated_id.is_empty() && id != repeated_id {
         fields.wrong("decision.id", "must be empty or the same as decision_id");
     }
-    let (field, id) = if id.is_empty() { ("decision.id", repeated_id) } else { ("decision_id", id) };
+    let (field, id) =
+        if id.is_empty() { ("decision.id", repeated_id) } else { ("decision_id", id) };
     let id = fields.new_id(field, id, uid);
     fields.within("decision", |f| {
         let input_data = f.object("input_data", input_data);
@@ -381,9 +421,15 @@ fn read_new(fields: &mut Fields, id: String, decision: Option<pb::Decision>) -> 
             subject_id: f.text("subject_id", subject_id, 255),
             case_hash,
         };
-        let critic_outputs =
-            f.list("critic_outputs", critic_outputs, CRITIC_OUTPUTS_MAX, super::critic_output::read_new);
-        f.no_duplicates(critic_outputs.iter().map(|row| row.id.as_str()), |n| format!("critic_outputs[{n}].id"));
+        let critic_outputs = f.list(
+            "critic_outputs",
+            critic_outputs,
+            CRITIC_OUTPUTS_MAX,
+            super::critic_output::read_new,
+        );
+        f.no_duplicates(critic_outputs.iter().map(|row| row.id.as_str()), |n| {
+            format!("critic_outputs[{n}].id")
+        });
         NewDecision { decision, critic_outputs }
     })
 }
@@ -394,7 +440,10 @@ fn log_hex(input_data: &Json) -> String {
 
 fn read_scores(fields: &mut Fields, scores: BTreeMap<String, f64>) -> Json {
     if scores.len() > SCORES_MAX {
-        fields.wrong("verdict_scores", format!("must have at most {SCORES_MAX} entries, and has {}", scores.len()));
+        fields.wrong(
+            "verdict_scores",
+            format!("must have at most {SCORES_MAX} entries, and has {}", scores.len()),
+        );
         return Json::object();
     }
     let mut members = serde_json::Map::new();
@@ -415,7 +464,10 @@ fn read_citations(fields: &mut Fields, citations: Vec<pb::Citation>) -> Json {
         let mut members = serde_json::Map::new();
         members.insert("precedent_id".into(), fields.id("precedent_id", precedent_id).into());
         if let Some(similarity) = similarity {
-            members.insert("similarity".into(), fields.number("similarity", similarity, -1.0, 1.0).into());
+            members.insert(
+                "similarity".into(),
+                fields.number("similarity", similarity, -1.0, 1.0).into(),
+            );
         }
         if let Some(influence) = influence {
             members.insert("influence".into(), fields.confidence("influence", influence).into());
@@ -440,15 +492,21 @@ impl TryFrom<pb::UpdateDecisionRequest> for Write<Modify<Decision>> {
             match path.as_str() {
                 "labels" => {
                     let labels = std::mem::take(&mut given.labels);
-                    steps.push(Step::Labels(fields.within("decision", |f| f.labels("labels", labels))));
+                    steps.push(Step::Labels(
+                        fields.within("decision", |f| f.labels("labels", labels)),
+                    ));
                 }
                 "metadata" => {
                     let metadata = given.metadata.take();
-                    steps.push(Step::Metadata(fields.within("decision", |f| f.object("metadata", metadata))));
+                    steps.push(Step::Metadata(
+                        fields.within("decision", |f| f.object("metadata", metadata)),
+                    ));
                 }
                 "retention_class" => {
                     let class = std::mem::take(&mut given.retention_class);
-                    steps.push(Step::Class(fields.within("decision", |f| f.text("retention_class", class, 63))));
+                    steps.push(Step::Class(
+                        fields.within("decision", |f| f.text("retention_class", class, 63)),
+                    ));
                 }
                 _ => match path.strip_prefix("labels.") {
                     Some(key) => {
@@ -518,7 +576,8 @@ impl TryFrom<pb::DeleteDecisionRequest> for Write<HideDecision> {
         let (options, _) = fields.options(options, digest);
         let id = fields.id("decision_id", decision_id);
         let etag = fields.etag("etag", etag);
-        fields.finish(Self { change: HideDecision(Modify::delete(id, etag, allow_missing)), options })
+        fields
+            .finish(Self { change: HideDecision(Modify::delete(id, etag, allow_missing)), options })
     }
 }
 
@@ -606,7 +665,10 @@ pub fn references_of(json: &Json) -> Vec<pb::ResourceRef> {
         version: i64,
     }
     let items: Vec<Reference> = json::parsed(json);
-    items.into_iter().map(|Reference { kind, id, version }| pb::ResourceRef { kind, id, version }).collect()
+    items
+        .into_iter()
+        .map(|Reference { kind, id, version }| pb::ResourceRef { kind, id, version })
+        .collect()
 }
 
 fn citations_of(json: &Json) -> Vec<pb::Citation> {
@@ -620,7 +682,11 @@ fn citations_of(json: &Json) -> Vec<pb::Citation> {
     let items: Vec<Citation> = json::parsed(json);
     items
         .into_iter()
-        .map(|Citation { precedent_id, similarity, influence }| pb::Citation { precedent_id, similarity, influence })
+        .map(|Citation { precedent_id, similarity, influence }| pb::Citation {
+            precedent_id,
+            similarity,
+            influence,
+        })
         .collect()
 }
 

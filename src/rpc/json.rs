@@ -78,7 +78,8 @@ impl Writer {
                     return Err((Reason::FieldInvalid, "must not hold NaN or an infinity".into()));
                 }
                 if value.fract() == 0.0 && value.abs() >= EXACT_MAX {
-                    let what = "must not hold integers of 2^53 or more as numbers: send them as text";
+                    let what =
+                        "must not hold integers of 2^53 or more as numbers: send them as text";
                     return Err((Reason::NumberNotExact, what.into()));
                 }
                 value.write(&mut self.out);
@@ -262,7 +263,8 @@ mod tests {
         let nested = |levels: usize| {
             let mut value = Struct::default();
             for _ in 1..levels {
-                value = Struct { fields: [("a".to_owned(), of_kind(Kind::StructValue(value)))].into() };
+                value =
+                    Struct { fields: [("a".to_owned(), of_kind(Kind::StructValue(value)))].into() };
             }
             value
         };

@@ -3,10 +3,10 @@
 use super::decision::references_of;
 use super::json;
 use super::wire::{self, Fields, Write};
+use crate::Result;
 use crate::pb;
 use crate::store::noun::Noun;
 use crate::store::r#override::{CreateOverride, Override};
-use crate::Result;
 use std::time::SystemTime;
 use uuid::Uuid;
 
@@ -15,7 +15,8 @@ const JUSTIFICATION_CHARS: std::ops::RangeInclusive<usize> = 10..=10_000;
 /// An override to be recorded. `actor` stands in for a reviewer who is not named.
 pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<CreateOverride>> {
     let digest = wire::digest(&request, request.options.as_ref());
-    let pb::CreateOverrideRequest { override_id, decision_id, r#override, decision_etag, options } = request;
+    let pb::CreateOverrideRequest { override_id, decision_id, r#override, decision_etag, options } =
+        request;
     let mut fields = Fields::new();
     let (options, on_conflict) = fields.options(options, digest);
     fields.no_replace(on_conflict, "an override never changes");
@@ -41,14 +42,19 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
         supporting_documents,
         additional_context,
     } = given;
-    for (one, other, field) in
-        [(&override_id, &repeated_id, "override.id"), (&decision_id, &repeated_decision_id, "override.decision_id")]
-    {
+    for (one, other, field) in [
+        (&override_id, &repeated_id, "override.id"),
+        (&decision_id, &repeated_decision_id, "override.decision_id"),
+    ] {
         if !one.is_empty() && !other.is_empty() && one != other {
             fields.wrong(field, "must be empty or the same as in the request");
         }
     }
-    let (field, id) = if override_id.is_empty() { ("override.id", repeated_id) } else { ("override_id", override_id) };
+    let (field, id) = if override_id.is_empty() {
+        ("override.id", repeated_id)
+    } else {
+        ("override_id", override_id)
+    };
     let id = fields.new_id(field, id, uid);
     let decision_id = if decision_id.is_empty() { repeated_decision_id } else { decision_id };
     let decision_id = fields.id("decision_id", decision_id);
@@ -56,14 +62,20 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
     let row = fields.within("override", |f| {
         let chars = justification.chars().count();
         if !JUSTIFICATION_CHARS.contains(&chars) {
-            f.wrong("justification", format!("must be 10 to 10000 characters long, and is {chars}"));
+            f.wrong(
+                "justification",
+                format!("must be 10 to 10000 characters long, and is {chars}"),
+            );
         }
         if !(0..=10).contains(&priority) {
             f.wrong("priority", "must be from 0 to 10");
         }
         let reviewer_id = if reviewer_id.is_empty() { actor.to_owned() } else { reviewer_id };
-        let original_outcome =
-            if original_outcome.is_empty() { original_outcome } else { f.verdict("original_outcome", original_outcome) };
+        let original_outcome = if original_outcome.is_empty() {
+            original_outcome
+        } else {
+            f.verdict("original_outcome", original_outcome)
+        };
         Override {
             uid,
             id,
@@ -86,7 +98,11 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
             urgent,
             priority,
             expire_time: f.time("expire_time", expire_time),
-            stakeholder_input: f.text("stakeholder_input", stakeholder_input, wire::LONG_TEXT_BYTES_MAX),
+            stakeholder_input: f.text(
+                "stakeholder_input",
+                stakeholder_input,
+                wire::LONG_TEXT_BYTES_MAX,
+            ),
             supporting_documents: f.references("supporting_documents", supporting_documents),
             additional_context: f.object("additional_context", additional_context),
         }

@@ -27,10 +27,16 @@ impl pb::policy_service_server::PolicyService for Api {
         let Write::<Create<PolicyRule>> { change, options } = request.try_into()?;
         let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
         let receipt = self.receipt(&caller, receipt)?;
-        Ok(Response::new(pb::CreatePolicyRuleResponse { policy_rule: Some(only(rows)?.into()), receipt }))
+        Ok(Response::new(pb::CreatePolicyRuleResponse {
+            policy_rule: Some(only(rows)?.into()),
+            receipt,
+        }))
     }
 
-    async fn get_policy_rule(&self, request: Request<pb::GetPolicyRuleRequest>) -> Answer<pb::GetPolicyRuleResponse> {
+    async fn get_policy_rule(
+        &self,
+        request: Request<pb::GetPolicyRuleRequest>,
+    ) -> Answer<pb::GetPolicyRuleResponse> {
         let (caller, request) = open(request)?;
         let pb::GetPolicyRuleRequest { policy_rule_id, consistency, version } = request;
         let id = wire::id("policy_rule_id", policy_rule_id)?;
@@ -66,7 +72,10 @@ impl pb::policy_service_server::PolicyService for Api {
         let Write::<Modify<PolicyRule>> { change, options } = request.try_into()?;
         let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
         let receipt = self.receipt(&caller, receipt)?;
-        Ok(Response::new(pb::UpdatePolicyRuleResponse { policy_rule: row.map(Into::into), receipt }))
+        Ok(Response::new(pb::UpdatePolicyRuleResponse {
+            policy_rule: row.map(Into::into),
+            receipt,
+        }))
     }
 
     async fn delete_policy_rule(
@@ -83,7 +92,10 @@ impl pb::policy_service_server::PolicyService for Api {
         let change = fields.finish(Modify::<PolicyRule>::delete(id, etag, allow_missing))?;
         let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
         let receipt = self.receipt(&caller, receipt)?;
-        Ok(Response::new(pb::DeletePolicyRuleResponse { policy_rule: row.map(Into::into), receipt }))
+        Ok(Response::new(pb::DeletePolicyRuleResponse {
+            policy_rule: row.map(Into::into),
+            receipt,
+        }))
     }
 }
 
@@ -112,8 +124,11 @@ impl TryFrom<pb::CreatePolicyRuleRequest> for Write<Create<PolicyRule>> {
         if !policy_rule_id.is_empty() && !repeated_id.is_empty() && policy_rule_id != repeated_id {
             fields.wrong("policy_rule.id", "must be empty or the same as policy_rule_id");
         }
-        let (field, id) =
-            if policy_rule_id.is_empty() { ("policy_rule.id", repeated_id) } else { ("policy_rule_id", policy_rule_id) };
+        let (field, id) = if policy_rule_id.is_empty() {
+            ("policy_rule.id", repeated_id)
+        } else {
+            ("policy_rule_id", policy_rule_id)
+        };
         let uid = Uuid::now_v7();
         let id = fields.new_id(field, id, uid);
         let row = fields.within("policy_rule", |f| {
@@ -184,9 +199,13 @@ impl TryFrom<pb::UpdatePolicyRuleRequest> for Write<Modify<PolicyRule>> {
                         given.description.clone(),
                         wire::LONG_TEXT_BYTES_MAX,
                     )),
-                    "definition" => Step::Definition(f.object("definition", given.definition.clone())),
+                    "definition" => {
+                        Step::Definition(f.object("definition", given.definition.clone()))
+                    }
                     "active" => Step::Active(given.active),
-                    "effective_time" => Step::EffectiveTime(f.time("effective_time", given.effective_time)),
+                    "effective_time" => {
+                        Step::EffectiveTime(f.time("effective_time", given.effective_time))
+                    }
                     "retire_time" => Step::RetireTime(f.time("retire_time", given.retire_time)),
                     _ => return None,
                 })

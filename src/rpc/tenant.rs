@@ -24,7 +24,10 @@ fn as_system(mut caller: Caller) -> Caller {
 
 #[tonic::async_trait]
 impl pb::tenant_service_server::TenantService for Api {
-    async fn create_tenant(&self, request: Request<pb::CreateTenantRequest>) -> Answer<pb::CreateTenantResponse> {
+    async fn create_tenant(
+        &self,
+        request: Request<pb::CreateTenantRequest>,
+    ) -> Answer<pb::CreateTenantResponse> {
         let (caller, request) = open(request)?;
         let caller = as_system(caller);
         let Write::<Create<Tenant>> { change, options } = request.try_into()?;
@@ -35,10 +38,17 @@ impl pb::tenant_service_server::TenantService for Api {
         Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant.into()), receipt }))
     }
 
-    async fn get_tenant(&self, request: Request<pb::GetTenantRequest>) -> Answer<pb::GetTenantResponse> {
+    async fn get_tenant(
+        &self,
+        request: Request<pb::GetTenantRequest>,
+    ) -> Answer<pb::GetTenantResponse> {
         let (caller, request) = open(request)?;
         let pb::GetTenantRequest { tenant_id } = request;
-        let id = if tenant_id.is_empty() { caller.tenant.to_string() } else { wire::id("tenant_id", tenant_id)? };
+        let id = if tenant_id.is_empty() {
+            caller.tenant.to_string()
+        } else {
+            wire::id("tenant_id", tenant_id)?
+        };
         // Another tenant's existence is nobody's business but the system's.
         if id != *caller.tenant && !caller.is_system {
             return Err(Error::not_found(Tenant::KIND, id).into());
@@ -47,19 +57,26 @@ impl pb::tenant_service_server::TenantService for Api {
         Ok(Response::new(pb::GetTenantResponse { tenant: Some(tenant.into()) }))
     }
 
-    async fn list_tenants(&self, request: Request<pb::ListTenantsRequest>) -> Answer<pb::ListTenantsResponse> {
+    async fn list_tenants(
+        &self,
+        request: Request<pb::ListTenantsRequest>,
+    ) -> Answer<pb::ListTenantsResponse> {
         let (caller, mut request) = open(request)?;
         let caller = as_system(caller);
         let page = request.page.take();
         request.page = page::unpaged(page.as_ref());
         let lister = self.lister(&caller, &request, page, &LISTING, NEWEST)?;
-        let selection = Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
+        let selection =
+            Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
         let (rows, page) = self.list::<Tenant>(&caller, &lister, selection).await?;
         let tenants = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListTenantsResponse { tenants, page }))
     }
 
-    async fn update_tenant(&self, request: Request<pb::UpdateTenantRequest>) -> Answer<pb::UpdateTenantResponse> {
+    async fn update_tenant(
+        &self,
+        request: Request<pb::UpdateTenantRequest>,
+    ) -> Answer<pb::UpdateTenantResponse> {
         let (caller, request) = open(request)?;
         let caller = as_system(caller);
         let Write::<Modify<Tenant>> { change, options } = request.try_into()?;
@@ -77,17 +94,26 @@ impl pb::tenant_service_server::TenantService for Api {
     ) -> Answer<pb::CreateApiTokenResponse> {
         let (caller, request) = open(request)?;
         let (Write { change, options }, secret) = api_token::create(request)?;
-        let (row, receipt) = self.store.write::<CreateApiToken>(caller.clone(), options, change).await?;
+        let (row, receipt) =
+            self.store.write::<CreateApiToken>(caller.clone(), options, change).await?;
         let receipt = self.receipt(&caller, receipt)?;
-        Ok(Response::new(pb::CreateApiTokenResponse { api_token: Some(row.into()), secret, receipt }))
+        Ok(Response::new(pb::CreateApiTokenResponse {
+            api_token: Some(row.into()),
+            secret,
+            receipt,
+        }))
     }
 
-    async fn list_api_tokens(&self, request: Request<pb::ListApiTokensRequest>) -> Answer<pb::ListApiTokensResponse> {
+    async fn list_api_tokens(
+        &self,
+        request: Request<pb::ListApiTokensRequest>,
+    ) -> Answer<pb::ListApiTokensResponse> {
         let (caller, mut request) = open(request)?;
         let page = request.page.take();
         request.page = page::unpaged(page.as_ref());
         let lister = self.lister(&caller, &request, page, &tokens::LISTING, NEWEST)?;
-        let selection = Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
+        let selection =
+            Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
         let (rows, page) = self.list::<ApiToken>(&caller, &lister, selection).await?;
         let api_tokens = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListApiTokensResponse { api_tokens, page }))
@@ -126,7 +152,8 @@ fn read_state(fields: &mut Fields, state: i32) -> i16 {
         Ok(pb::TenantState::ReadOnly) => 2,
         Ok(pb::TenantState::Suspended) => 3,
         Ok(pb::TenantState::Unspecified) | Err(_) => {
-            fields.wrong("state", format!("must be ACTIVE, READ_ONLY or SUSPENDED, and is {state}"));
+            fields
+                .wrong("state", format!("must be ACTIVE, READ_ONLY or SUSPENDED, and is {state}"));
             1
         }
     }
@@ -141,7 +168,8 @@ impl TryFrom<pb::CreateTenantRequest> for Write<Create<Tenant>> {
         let mut fields = Fields::new();
         let (options, on_conflict) = fields.options(options, digest);
         fields.no_replace(on_conflict, "use UpdateTenant");
-        let pb::Tenant { id: repeated_id, etag: _, meta: _, display_name, state } = tenant.unwrap_or_default();
+        let pb::Tenant { id: repeated_id, etag: _, meta: _, display_name, state } =
+            tenant.unwrap_or_default();
         let id = if tenant_id.is_empty() { repeated_id } else { tenant_id };
         if !is_tenant_id(&id) {
             fields.wrong("tenant_id", "must match ^[a-z][a-z0-9-]{0,62}$");
@@ -162,7 +190,8 @@ impl TryFrom<pb::UpdateTenantRequest> for Write<Modify<Tenant>> {
         let pb::UpdateTenantRequest { tenant, update_mask, options } = request;
         let mut fields = Fields::new();
         let (options, _) = fields.options(options, digest);
-        let pb::Tenant { id, etag, meta: _, display_name, state } = fields.required("tenant", tenant);
+        let pb::Tenant { id, etag, meta: _, display_name, state } =
+            fields.required("tenant", tenant);
         let (mut new_name, mut new_state) = (None, None);
         for path in fields.update_mask(update_mask) {
             match path.as_str() {

@@ -1,5 +1,6 @@
 //! From words on the wire to checked values, and back: ids, texts, times, masks, options, receipts.
 
+use crate::error::Violation;
 use crate::pb;
 use crate::rpc::json;
 use crate::store::canonical::{Json, to_micros};
@@ -7,7 +8,6 @@ use crate::store::change::OnConflict;
 use crate::store::noun::Meta;
 use crate::store::write::{Precondition, RequestKey, Wanted, WriteOptions};
 use crate::{Error, Reason, Result};
-use crate::error::Violation;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, SystemTime};
@@ -112,7 +112,10 @@ impl Fields {
         } else if value.contains('\0') {
             self.wrong_because(Reason::NulByte, field, "must not contain a NUL byte");
         } else if !is_id(&value) {
-            self.wrong(field, "must match ^[A-Za-z0-9][A-Za-z0-9._~:@/+=-]*$ and be at most 255 bytes long");
+            self.wrong(
+                field,
+                "must match ^[A-Za-z0-9][A-Za-z0-9._~:@/+=-]*$ and be at most 255 bytes long",
+            );
         }
         value
     }
@@ -137,7 +140,11 @@ impl Fields {
     /// A number from `min` to `max`; NaN and infinities are outside.
     pub fn number(&mut self, field: &str, value: f64, min: f64, max: f64) -> f64 {
         if !(min..=max).contains(&value) {
-            let range = if max == f64::MAX { format!("a finite number of at least {min}") } else { format!("from {min} to {max}") };
+            let range = if max == f64::MAX {
+                format!("a finite number of at least {min}")
+            } else {
+                format!("from {min} to {max}")
+            };
             self.wrong(field, format!("must be {range}"));
         }
         // -0 and 0 are the same number, and one canonical form.
@@ -149,9 +156,14 @@ impl Fields {
         self.number(field, value, 0.0, 1.0)
     }
 
-    pub fn time(&mut self, field: &str, value: Option<prost_types::Timestamp>) -> Option<SystemTime> {
+    pub fn time(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Timestamp>,
+    ) -> Option<SystemTime> {
         let value = value?;
-        let sound = TIME_SECONDS.contains(&value.seconds) && (0..=999_999_999).contains(&value.nanos);
+        let sound =
+            TIME_SECONDS.contains(&value.seconds) && (0..=999_999_999).contains(&value.nanos);
         let time = sound.then(|| SystemTime::try_from(value).ok()).flatten();
         if time.is_none() {
             self.wrong(field, "must be a time in the years 1 to 9999");
@@ -161,7 +173,9 @@ impl Fields {
 
     /// A span in microseconds, not negative.
     pub fn span_us(&mut self, field: &str, value: Option<prost_types::Duration>) -> Option<i64> {
-        let span = value.map(|value| Duration::try_from(value).ok().and_then(|span| i64::try_from(span.as_micros()).ok()));
+        let span = value.map(|value| {
+            Duration::try_from(value).ok().and_then(|span| i64::try_from(span.as_micros()).ok())
+        });
         if let Some(None) = span {
             self.wrong(field, "must be a span of time that is not negative");
         }
@@ -192,12 +206,18 @@ impl Fields {
             self.wrong(field, format!("must have at most {max} items, and has {}", items.len()));
             return Vec::new();
         }
-        let read_one = |(n, item)| self.within(&format!("{field}[{n}]"), |fields| read(fields, item));
+        let read_one =
+            |(n, item)| self.within(&format!("{field}[{n}]"), |fields| read(fields, item));
         items.into_iter().enumerate().map(read_one).collect()
     }
 
     /// 1 to 1000 items of a batch.
-    pub fn batch<T, U>(&mut self, field: &str, items: Vec<T>, read: impl FnMut(&mut Self, T) -> U) -> Vec<U> {
+    pub fn batch<T, U>(
+        &mut self,
+        field: &str,
+        items: Vec<T>,
+        read: impl FnMut(&mut Self, T) -> U,
+    ) -> Vec<U> {
         if items.is_empty() {
             self.wrong(field, "must have at least one item");
         }
@@ -205,7 +225,11 @@ impl Fields {
     }
 
     /// Notes an id that stands in a batch twice.
-    pub fn no_duplicates<'a>(&mut self, ids: impl Iterator<Item = &'a str>, field: impl Fn(usize) -> String) {
+    pub fn no_duplicates<'a>(
+        &mut self,
+        ids: impl Iterator<Item = &'a str>,
+        field: impl Fn(usize) -> String,
+    ) {
         let mut seen = std::collections::HashMap::new();
         for (n, id) in ids.enumerate() {
             if let Some(first) = seen.insert(id.to_owned(), n) {
@@ -216,9 +240,16 @@ impl Fields {
     }
 
     /// Labels as canonical JSON.
-    pub fn labels(&mut self, field: &str, labels: std::collections::BTreeMap<String, String>) -> Json {
+    pub fn labels(
+        &mut self,
+        field: &str,
+        labels: std::collections::BTreeMap<String, String>,
+    ) -> Json {
         if labels.len() > LABELS_MAX {
-            self.wrong(field, format!("must have at most {LABELS_MAX} entries, and has {}", labels.len()));
+            self.wrong(
+                field,
+                format!("must have at most {LABELS_MAX} entries, and has {}", labels.len()),
+            );
         }
         for (key, value) in &labels {
             let shown: String = key.chars().take(LABEL_KEY_BYTES_MAX).collect();
@@ -232,10 +263,20 @@ impl Fields {
             self.wrong(shown, format!("must have a key of 1 to {LABEL_KEY_BYTES_MAX} bytes"));
         }
         if value.len() > LABEL_VALUE_BYTES_MAX {
-            self.wrong(shown, format!("must be at most {LABEL_VALUE_BYTES_MAX} bytes long, and is {}", value.len()));
+            self.wrong(
+                shown,
+                format!(
+                    "must be at most {LABEL_VALUE_BYTES_MAX} bytes long, and is {}",
+                    value.len()
+                ),
+            );
         }
         if key.contains('\0') || value.contains('\0') {
-            self.wrong_because(Reason::NulByte, &shown.replace('\0', "\u{fffd}"), "must not contain a NUL byte");
+            self.wrong_because(
+                Reason::NulByte,
+                &shown.replace('\0', "\u{fffd}"),
+                "must not contain a NUL byte",
+            );
         }
     }
 
@@ -261,9 +302,18 @@ impl Fields {
     }
 
     /// The options of a write; `digest` is of the request, and needed only under a request id.
-    pub fn options(&mut self, options: Option<pb::WriteOptions>, digest: [u8; 32]) -> (WriteOptions, OnConflict) {
-        let pb::WriteOptions { request_id, validate_only, on_conflict, audit_context, preconditions } =
-            options.unwrap_or_default();
+    pub fn options(
+        &mut self,
+        options: Option<pb::WriteOptions>,
+        digest: [u8; 32],
+    ) -> (WriteOptions, OnConflict) {
+        let pb::WriteOptions {
+            request_id,
+            validate_only,
+            on_conflict,
+            audit_context,
+            preconditions,
+        } = options.unwrap_or_default();
         self.within("options", |fields| {
             let request = (!request_id.is_empty()).then(|| fields.request_id(request_id, digest));
             let on_conflict = match pb::OnConflict::try_from(on_conflict) {
@@ -271,27 +321,40 @@ impl Fields {
                 Ok(pb::OnConflict::ReturnIfEqual) => OnConflict::ReturnIfEqual,
                 Ok(pb::OnConflict::Replace) => OnConflict::Replace,
                 Err(_) => {
-                    fields.wrong("on_conflict", format!("must be a known value, and is {on_conflict}"));
+                    fields.wrong(
+                        "on_conflict",
+                        format!("must be a known value, and is {on_conflict}"),
+                    );
                     OnConflict::Fail
                 }
             };
-            let context = audit_context.map(|context| fields.object("audit_context", Some(context)));
-            if context.as_ref().is_some_and(|context| context.text().len() > AUDIT_CONTEXT_BYTES_MAX) {
+            let context =
+                audit_context.map(|context| fields.object("audit_context", Some(context)));
+            if context
+                .as_ref()
+                .is_some_and(|context| context.text().len() > AUDIT_CONTEXT_BYTES_MAX)
+            {
                 let limit = format!("must be at most {AUDIT_CONTEXT_BYTES_MAX} bytes of JSON");
                 fields.wrong_because(Reason::JsonTooLarge, "audit_context", limit);
             }
-            let preconditions =
-                fields.list("preconditions", preconditions, PRECONDITIONS_MAX, |fields, condition| {
-                    fields.precondition(condition)
-                });
+            let preconditions = fields.list(
+                "preconditions",
+                preconditions,
+                PRECONDITIONS_MAX,
+                |fields, condition| fields.precondition(condition),
+            );
             let preconditions = preconditions.into_iter().flatten().collect();
             (WriteOptions { request, validate_only, context, preconditions }, on_conflict)
         })
     }
 
     fn request_id(&mut self, id: String, digest: [u8; 32]) -> RequestKey {
-        if id.len() > REQUEST_ID_BYTES_MAX || !id.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-            self.wrong("request_id", format!("must be at most {REQUEST_ID_BYTES_MAX} printable ASCII characters"));
+        if id.len() > REQUEST_ID_BYTES_MAX || !id.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        {
+            self.wrong(
+                "request_id",
+                format!("must be at most {REQUEST_ID_BYTES_MAX} printable ASCII characters"),
+            );
         }
         RequestKey { id, digest }
     }
@@ -356,9 +419,17 @@ impl Fields {
         let top = path.split('.').next().unwrap_or(path);
         let shown: String = path.chars().take(100).collect();
         if immutable.contains(&top) {
-            self.wrong_because(Reason::FieldImmutable, "update_mask", format!("names {shown:?}, which never changes"));
+            self.wrong_because(
+                Reason::FieldImmutable,
+                "update_mask",
+                format!("names {shown:?}, which never changes"),
+            );
         } else {
-            self.wrong_because(Reason::UnknownField, "update_mask", format!("names {shown:?}, which does not exist"));
+            self.wrong_because(
+                Reason::UnknownField,
+                "update_mask",
+                format!("names {shown:?}, which does not exist"),
+            );
         }
     }
 }
@@ -372,7 +443,9 @@ pub struct Write<C> {
 /// SHA-256 of a request, if it has a request id. Maps are ordered, so the encoding is one.
 pub fn digest<M: Message>(request: &M, options: Option<&pb::WriteOptions>) -> [u8; 32] {
     match options {
-        Some(options) if !options.request_id.is_empty() => Sha256::digest(request.encode_to_vec()).into(),
+        Some(options) if !options.request_id.is_empty() => {
+            Sha256::digest(request.encode_to_vec()).into()
+        }
         _ => [0; 32],
     }
 }

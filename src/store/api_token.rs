@@ -27,7 +27,12 @@ noun! {
 
 impl ApiToken {
     /// A token that is still to be created; its id is its uid.
-    pub fn new(uid: Uuid, display_name: String, roles: Roles, expire_time: Option<SystemTime>) -> Self {
+    pub fn new(
+        uid: Uuid,
+        display_name: String,
+        roles: Roles,
+        expire_time: Option<SystemTime>,
+    ) -> Self {
         Self {
             uid,
             id: uid.simple().to_string(),
@@ -96,11 +101,20 @@ impl Change for CreateApiToken {
         self.token.size_bytes()
     }
 
-    fn apply<'a>(tx: &'a Tx<'a>, changes: &'a [Applied<'a, Self>]) -> BoxFuture<'a, Result<Vec<Outcome<ApiToken>>>> {
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<ApiToken>>>> {
         Box::pin(async move {
             let creates: Vec<_> = changes
                 .iter()
-                .map(|a| (std::slice::from_ref(&a.change.token), Default::default(), &**a.caller.acting()))
+                .map(|a| {
+                    (
+                        std::slice::from_ref(&a.change.token),
+                        Default::default(),
+                        &**a.caller.acting(),
+                    )
+                })
                 .collect();
             let results = create_all(tx, &creates).await?;
             let uids = changes.iter().map(|a| a.change.token.uid).collect();
@@ -144,8 +158,10 @@ impl Store {
             })
             .await?;
         let Some(row) = rows.into_iter().next() else { return Ok(None) };
-        let secret_sha256 =
-            row.secret_sha256.try_into().map_err(|_| Error::internal("a token's hash is not 32 bytes long"))?;
+        let secret_sha256 = row
+            .secret_sha256
+            .try_into()
+            .map_err(|_| Error::internal("a token's hash is not 32 bytes long"))?;
         Ok(Some(Credential {
             uid,
             tenant: row.tenant_id,

@@ -61,9 +61,11 @@ pub struct Backend(Stack);
 
 impl Backend {
     pub fn new(pools: Arc<Pools>, metrics: Arc<Metrics>, retry: &RetrySettings) -> Result<Self> {
-        let backoff = ExponentialBackoffMaker::new(retry.base, retry.max, 1.0, HasherRng::default())
-            .map_err(Error::internal)?;
-        let budget = TpsBudget::new(Duration::from_secs(10), 10, retry.budget_percent as f32 / 100.0);
+        let backoff =
+            ExponentialBackoffMaker::new(retry.base, retry.max, 1.0, HasherRng::default())
+                .map_err(Error::internal)?;
+        let budget =
+            TpsBudget::new(Duration::from_secs(10), 10, retry.budget_percent as f32 / 100.0);
         let attempts = Attempts {
             left: retry.attempts_max.saturating_sub(1),
             backoff: backoff.clone().make_backoff(),

@@ -1,7 +1,7 @@
 //! Canonical JSON (RFC 8785): the one form in which documents are stored, compared and hashed.
 
-use bytes::Bytes;
 use crate::{Error, Result};
+use bytes::Bytes;
 use serde_json::{Map, Value};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
@@ -61,7 +61,10 @@ impl PartialEq for Json {
 }
 
 impl<'a> FromSql<'a> for Json {
-    fn from_sql(ty: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+    fn from_sql(
+        ty: &Type,
+        raw: &'a [u8],
+    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         let text = if *ty == Type::JSONB {
             match raw {
                 [1, text @ ..] => text,
@@ -170,8 +173,9 @@ pub fn parse_object(document: &[u8]) -> Result<Map<String, Value>> {
 
 /// One member of a document. A missing one reads as null, so that a column added later may be optional.
 pub fn member<T: Canonical>(document: &Map<String, Value>, name: &str) -> Result<T> {
-    T::read(document.get(name).unwrap_or(&Value::Null))
-        .ok_or_else(|| Error::internal(format!("a document's {name} has another type than its column")))
+    T::read(document.get(name).unwrap_or(&Value::Null)).ok_or_else(|| {
+        Error::internal(format!("a document's {name} has another type than its column"))
+    })
 }
 
 impl Canonical for String {
@@ -223,7 +227,9 @@ integers!(i16 i32 i64);
 impl Canonical for Uuid {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(b'"');
-        out.extend_from_slice(self.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+        out.extend_from_slice(
+            self.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes(),
+        );
         out.push(b'"');
     }
     fn read(value: &Value) -> Option<Self> {
@@ -242,7 +248,10 @@ impl Canonical for Vec<u8> {
     }
     fn read(value: &Value) -> Option<Self> {
         let digits = value.as_str()?.strip_prefix("\\x")?.as_bytes();
-        digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+        digits
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+            .collect()
     }
 }
 
@@ -314,7 +323,9 @@ mod tests {
             r#"{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],"string":"€$\u000f\nA'B\"\\\\\"/"}"#
         );
         assert_eq!(
-            canonical(r#"{"\u20ac":1,"\r":2,"\ufb33":3,"1":4,"\ud83d\ude00":5,"\u0080":6,"\u00f6":7}"#),
+            canonical(
+                r#"{"\u20ac":1,"\r":2,"\ufb33":3,"1":4,"\ud83d\ude00":5,"\u0080":6,"\u00f6":7}"#
+            ),
             "{\"\\r\":2,\"1\":4,\"\u{80}\":6,\"ö\":7,\"€\":1,\"😀\":5,\"\u{fb33}\":3}"
         );
     }
@@ -322,7 +333,8 @@ mod tests {
     #[test]
     fn stored_json_equals_what_was_given() {
         let given = Json::from_canonical(r#"{"a":1,"bb":[0.5,"x"]}"#);
-        let stored = Json { text: Bytes::from_static(br#"{"bb": [0.5, "x"], "a": 1}"#), canonical: false };
+        let stored =
+            Json { text: Bytes::from_static(br#"{"bb": [0.5, "x"], "a": 1}"#), canonical: false };
         assert_eq!(given, stored);
         assert_ne!(given, Json::object());
     }

@@ -77,8 +77,12 @@ pub async fn create_all<'a, T: Noun>(
     }
     let inserted = tx.insert(&rows).await?;
 
-    let taken: Vec<String> =
-        rows.iter().zip(&inserted).filter(|(_, new)| !**new).map(|(row, _)| row.id().to_owned()).collect();
+    let taken: Vec<String> = rows
+        .iter()
+        .zip(&inserted)
+        .filter(|(_, new)| !**new)
+        .map(|(row, _)| row.id().to_owned())
+        .collect();
     let mut existing: HashMap<String, T> =
         if taken.is_empty() { HashMap::new() } else { tx.lock(taken).await? };
 
@@ -98,13 +102,19 @@ pub async fn create_all<'a, T: Noun>(
             let id = row.id().to_owned();
             let Some(mut there) = existing.remove(&id) else {
                 // Deleted between our insert and our look: the next attempt will find the id free.
-                return Err(Error::Conflict(std::sync::Arc::from(Box::from("a conflicting row went away"))));
+                return Err(Error::Conflict(std::sync::Arc::from(Box::from(
+                    "a conflicting row went away",
+                ))));
             };
             let fields = there.differing_fields(&row);
             match on_conflict {
-                OnConflict::Fail => refused = Some(Error::Taken { kind: T::KIND, id, fields: Vec::new() }),
+                OnConflict::Fail => {
+                    refused = Some(Error::Taken { kind: T::KIND, id, fields: Vec::new() })
+                }
                 _ if fields.is_empty() => created.push((there, Placed::Equal)),
-                OnConflict::ReturnIfEqual => refused = Some(Error::Taken { kind: T::KIND, id, fields }),
+                OnConflict::ReturnIfEqual => {
+                    refused = Some(Error::Taken { kind: T::KIND, id, fields })
+                }
                 OnConflict::Replace => {
                     let mut meta = there.meta();
                     there = row;
@@ -194,7 +204,8 @@ pub fn rows_of<T: Noun>(entries: &[LogRow]) -> Result<Vec<T>> {
         .iter()
         .filter(|entry| entry.kind == T::KIND)
         .map(|entry| {
-            let document = entry.document.as_deref().ok_or_else(|| Error::not_found(T::KIND, &entry.id))?;
+            let document =
+                entry.document.as_deref().ok_or_else(|| Error::not_found(T::KIND, &entry.id))?;
             T::from_document(document)
         })
         .collect()
@@ -278,7 +289,15 @@ impl<T: Noun> Modify<T> {
         size_bytes: usize,
         patch: impl Fn(&mut T, SystemTime) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { id, etag, action: "UPDATE", allow_missing: false, deleted: false, patch: Box::new(patch), size_bytes }
+        Self {
+            id,
+            etag,
+            action: "UPDATE",
+            allow_missing: false,
+            deleted: false,
+            patch: Box::new(patch),
+            size_bytes,
+        }
     }
 }
 
@@ -286,13 +305,17 @@ impl<T: Noun> Modify<T> {
 pub type Modified<T> = Option<(T, bool)>;
 
 /// Locks, checks and patches the rows of many modifies, and saves those that changed, in one statement each.
-pub async fn modify_all<T: Noun>(tx: &Tx<'_>, changes: &[(&Modify<T>, &str)]) -> Result<Vec<Result<Modified<T>>>> {
+pub async fn modify_all<T: Noun>(
+    tx: &Tx<'_>,
+    changes: &[(&Modify<T>, &str)],
+) -> Result<Vec<Result<Modified<T>>>> {
     let ids = |deleted| {
         let chosen = changes.iter().filter(move |(change, _)| change.deleted == deleted);
         chosen.map(|(change, _)| change.id.clone()).collect::<Vec<_>>()
     };
     let (live, deleted) = (ids(false), ids(true));
-    let mut live: HashMap<String, T> = if live.is_empty() { HashMap::new() } else { tx.lock(live).await? };
+    let mut live: HashMap<String, T> =
+        if live.is_empty() { HashMap::new() } else { tx.lock(live).await? };
     let (mut gone, mut usurpers) = (HashMap::new(), HashMap::new());
     if !deleted.is_empty() {
         usurpers = tx.lock::<T>(deleted.clone()).await?;
@@ -309,7 +332,11 @@ pub async fn modify_all<T: Noun>(tx: &Tx<'_>, changes: &[(&Modify<T>, &str)]) ->
         }
         let found = if change.deleted { gone.remove(id) } else { live.remove(id) };
         let Some(before) = found else {
-            results.push(if change.allow_missing { Ok(None) } else { Err(Error::not_found(T::KIND, id)) });
+            results.push(if change.allow_missing {
+                Ok(None)
+            } else {
+                Err(Error::not_found(T::KIND, id))
+            });
             continue;
         };
         let current_etag = before.etag();
@@ -368,7 +395,10 @@ impl<T: Noun> Change for Modify<T> {
     }
 }
 
-pub fn modified_outcome<T: Noun>(modified: Modified<T>, action: &'static str) -> Outcome<Option<T>> {
+pub fn modified_outcome<T: Noun>(
+    modified: Modified<T>,
+    action: &'static str,
+) -> Outcome<Option<T>> {
     match modified {
         Some((row, true)) => {
             let entries = vec![Entry::of(&row, action)];

@@ -113,14 +113,24 @@ impl Change for AddCriticOutputs {
                 .iter()
                 .map(|Applied { change, .. }| {
                     if !decisions.contains_key(&change.decision_id) {
-                        return Outcome::Failed(Error::not_found(Decision::KIND, &change.decision_id));
+                        return Outcome::Failed(Error::not_found(
+                            Decision::KIND,
+                            &change.decision_id,
+                        ));
                     }
                     let mine: Vec<_> = next.by_ref().take(change.rows.len()).collect();
                     if let Some((row, _)) = mine.iter().find(|(_, new)| !new) {
-                        let error =
-                            Error::Taken { kind: CriticOutput::KIND, id: row.id.clone(), fields: Vec::new() };
+                        let error = Error::Taken {
+                            kind: CriticOutput::KIND,
+                            id: row.id.clone(),
+                            fields: Vec::new(),
+                        };
                         let written = mine.iter().any(|(_, new)| *new);
-                        return if written { Outcome::Spoiled(error) } else { Outcome::Failed(error) };
+                        return if written {
+                            Outcome::Spoiled(error)
+                        } else {
+                            Outcome::Failed(error)
+                        };
                     }
                     let answer: Vec<CriticOutput> = mine.into_iter().map(|(row, _)| row).collect();
                     let entries = answer.iter().map(|row| Entry::of(row, "CREATE")).collect();

@@ -3,7 +3,10 @@
 use super::Store;
 use super::caller::Caller;
 use super::canonical::Json;
-use super::change::{Modify, OnConflict, Placed, create_all, in_order_of, modified_outcome, modify_all, rows_of, stamp};
+use super::change::{
+    Modify, OnConflict, Placed, create_all, in_order_of, modified_outcome, modify_all, rows_of,
+    stamp,
+};
 use super::critic_output::CriticOutput;
 use super::filter::{Field, FieldKind, Params as Dynamic};
 use super::list::{ListQuery, Listing};
@@ -59,8 +62,10 @@ noun! {
 pub const FINAL: i16 = 1;
 pub const OVERRIDDEN: i16 = 2;
 
-const STATES: FieldKind =
-    FieldKind::Enum { prefix: "DECISION_STATE_", names: &[("FINAL", FINAL), ("OVERRIDDEN", OVERRIDDEN)] };
+const STATES: FieldKind = FieldKind::Enum {
+    prefix: "DECISION_STATE_",
+    names: &[("FINAL", FINAL), ("OVERRIDDEN", OVERRIDDEN)],
+};
 
 pub static LISTING: Listing = Listing {
     kind: "decision",
@@ -101,7 +106,8 @@ pub struct CreateDecisions {
 
 impl CreateDecisions {
     pub fn new(new: Vec<NewDecision>, on_conflict: OnConflict) -> Self {
-        let (decisions, critic_outputs) = new.into_iter().map(|new| (new.decision, new.critic_outputs)).unzip();
+        let (decisions, critic_outputs) =
+            new.into_iter().map(|new| (new.decision, new.critic_outputs)).unzip();
         Self { decisions, critic_outputs, on_conflict }
     }
 }
@@ -125,7 +131,9 @@ impl Change for CreateDecisions {
         Box::pin(async move {
             let creates: Vec<_> = changes
                 .iter()
-                .map(|a| (a.change.decisions.as_slice(), a.change.on_conflict, &**a.caller.acting()))
+                .map(|a| {
+                    (a.change.decisions.as_slice(), a.change.on_conflict, &**a.caller.acting())
+                })
                 .collect();
             let results = create_all(tx, &creates).await?;
 
@@ -145,7 +153,9 @@ impl Change for CreateDecisions {
                     }
                 };
                 let (mut entries, shown) = created.traces();
-                for ((row, placed), given) in created.rows.iter().zip(&applied.change.critic_outputs) {
+                for ((row, placed), given) in
+                    created.rows.iter().zip(&applied.change.critic_outputs)
+                {
                     if *placed != Placed::New {
                         continue;
                     }
@@ -192,10 +202,18 @@ impl Change for HideDecision {
     ) -> BoxFuture<'a, Result<Vec<Outcome<Option<Decision>>>>> {
         Box::pin(async move {
             // What an undelete finds of the time of the deletion, it must know before the patch takes it away.
-            let back: Vec<String> =
-                changes.iter().filter(|a| a.change.0.deleted).map(|a| a.change.0.id.clone()).collect();
-            let before = if back.is_empty() { Default::default() } else { tx.lock_deleted::<Decision>(back).await? };
-            let pairs: Vec<_> = changes.iter().map(|a| (&a.change.0, &**a.caller.acting())).collect();
+            let back: Vec<String> = changes
+                .iter()
+                .filter(|a| a.change.0.deleted)
+                .map(|a| a.change.0.id.clone())
+                .collect();
+            let before = if back.is_empty() {
+                Default::default()
+            } else {
+                tx.lock_deleted::<Decision>(back).await?
+            };
+            let pairs: Vec<_> =
+                changes.iter().map(|a| (&a.change.0, &**a.caller.acting())).collect();
             let results = modify_all(tx, &pairs).await?;
 
             let mut moves = Vec::new();
@@ -265,7 +283,9 @@ async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Vec<
     }
     let mut entries = Vec::with_capacity(children.len());
     for child in &mut children {
-        let Some(parent) = moves.iter().find(|m| m.decision.uid == child.decision_uid()) else { continue };
+        let Some(parent) = moves.iter().find(|m| m.decision.uid == child.decision_uid()) else {
+            continue;
+        };
         let mut meta = child.meta();
         meta.delete_time = parent.decision.delete_time;
         child.set_meta(meta);
@@ -295,12 +315,18 @@ impl GroupBy {
     fn sql(&self, params: &mut Dynamic) -> String {
         match self {
             GroupBy::FinalVerdict => "d.final_verdict".into(),
-            GroupBy::State => "CASE d.state WHEN 1 THEN 'FINAL' WHEN 2 THEN 'OVERRIDDEN' ELSE '' END".into(),
+            GroupBy::State => {
+                "CASE d.state WHEN 1 THEN 'FINAL' WHEN 2 THEN 'OVERRIDDEN' ELSE '' END".into()
+            }
             GroupBy::ModelVersion => "d.model_version".into(),
             GroupBy::RetentionClass => "d.retention_class".into(),
             GroupBy::Day => "to_char(d.decide_time AT TIME ZONE 'UTC', 'YYYY-MM-DD')".into(),
-            GroupBy::Hour => "to_char(d.decide_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24')".into(),
-            GroupBy::Label(key) => format!("COALESCE(d.labels ->> {}, '')", params.push(key.clone())),
+            GroupBy::Hour => {
+                "to_char(d.decide_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24')".into()
+            }
+            GroupBy::Label(key) => {
+                format!("COALESCE(d.labels ->> {}, '')", params.push(key.clone()))
+            }
         }
     }
 }
@@ -341,8 +367,11 @@ impl Store {
                 let seq = snapshot.head().await?;
                 let total = count(&snapshot, query, &[]).await?.pop();
                 let total = total.ok_or_else(|| Error::internal("a count without a row"))?;
-                let mut groups =
-                    if group_by.is_empty() { Vec::new() } else { count(&snapshot, query, group_by).await? };
+                let mut groups = if group_by.is_empty() {
+                    Vec::new()
+                } else {
+                    count(&snapshot, query, group_by).await?
+                };
                 let truncated = groups.len() > GROUPS_MAX;
                 groups.truncate(GROUPS_MAX);
                 snapshot.end(Statistics { total, groups, truncated, seq }).await
@@ -352,7 +381,11 @@ impl Store {
     }
 }
 
-async fn count(snapshot: &super::snapshot::Snapshot, query: &ListQuery, group_by: &[GroupBy]) -> Result<Vec<Group>> {
+async fn count(
+    snapshot: &super::snapshot::Snapshot,
+    query: &ListQuery,
+    group_by: &[GroupBy],
+) -> Result<Vec<Group>> {
     let mut params = Dynamic::default();
     let keys: Vec<String> = group_by.iter().map(|group| group.sql(&mut params)).collect();
     let conditions = query.conditions(&mut params).join(" AND ");

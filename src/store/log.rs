@@ -1,7 +1,7 @@
 //! The spine: one append-only row per change, which is audit trail, revision history and change feed in one.
 
-use super::caller::Caller;
 use super::Store;
+use super::caller::Caller;
 use super::canonical::{Json, parse_object, rfc3339, write_string, write_value};
 use super::filter::{Condition, Field, FieldKind, Filter, Op, Value};
 use super::list::{ListQuery, Listing};
@@ -302,7 +302,9 @@ impl Store {
             })
             .await?;
         let pairs = before.iter().zip(entries);
-        pairs.map(|(before, entry)| diff(before.document.as_deref(), entry.document.as_deref())).collect()
+        pairs
+            .map(|(before, entry)| diff(before.document.as_deref(), entry.document.as_deref()))
+            .collect()
     }
 }
 

@@ -1,16 +1,14 @@
 //! Schema migrations: up under an advisory lock, and down by the paired files.
 
 use crate::{Error, Result};
+use refinery::{Migration, Runner};
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
 mod embedded {
-    refinery::embed_migrations!("migrations");
+    include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 }
-
-mod down {
-    include!(concat!(env!("OUT_DIR"), "/down_migrations.rs"));
-}
+use embedded::MIGRATIONS;
 
 /// Any two servers or people that migrate the same database take turns by it.
 const LOCK: i64 = 0x6361_7365_626f_6f6b;
@@ -26,7 +24,7 @@ pub struct Step {
 
 /// The newest version that this build knows.
 pub fn latest() -> i32 {
-    embedded::migrations::runner().get_migrations().iter().map(|m| m.version() as i32).max().unwrap_or(0)
+    MIGRATIONS.last().map_or(0, |(version, ..)| *version)
 }
 
 /// A session that may change the schema.
@@ -39,7 +37,9 @@ impl Migrator {
     pub async fn connect(owner: &Config) -> Result<Self> {
         let mut config = owner.clone();
         let mut options = config.get_options().unwrap_or_default().to_owned();
-        options.push_str(" -c search_path=casebook -c client_min_messages=warning -c statement_timeout=0");
+        options.push_str(
+            " -c search_path=casebook -c client_min_messages=warning -c statement_timeout=0",
+        );
         config.options(options);
         config.application_name("casebook-migrate");
         if config.get_connect_timeout().is_none() {
@@ -58,7 +58,9 @@ impl Migrator {
     pub async fn up(&mut self) -> Result<Vec<Step>> {
         self.lock().await?;
         self.client.batch_execute("CREATE SCHEMA IF NOT EXISTS casebook").await?;
-        let report = embedded::migrations::runner().run_async(&mut self.client).await;
+        let known = MIGRATIONS.iter().map(|(_, name, up, _)| Migration::unapplied(name, up));
+        let known: Vec<Migration> = known.collect::<Result<_, _>>().map_err(Error::internal)?;
+        let report = Runner::new(&known).run_async(&mut self.client).await;
         self.unlock().await?;
         let report = report.map_err(Error::internal)?;
         Ok(report.applied_migrations().iter().map(step).collect())
@@ -78,12 +80,16 @@ impl Migrator {
         applied.reverse();
         applied.truncate(steps);
         for Step { version, name, .. } in &applied {
-            let Some((_, sql)) = down::DOWN.iter().find(|(known, _)| known == version) else {
-                return Err(Error::internal(format!("this build has no way back from migration {version} ({name})")));
+            let Some((.., sql)) = MIGRATIONS.iter().find(|(known, ..)| known == version) else {
+                return Err(Error::internal(format!(
+                    "this build has no way back from migration {version} ({name})"
+                )));
             };
             let transaction = self.client.transaction().await?;
             transaction.batch_execute(sql).await?;
-            transaction.execute("DELETE FROM refinery_schema_history WHERE version = $1", &[version]).await?;
+            transaction
+                .execute("DELETE FROM refinery_schema_history WHERE version = $1", &[version])
+                .await?;
             transaction.commit().await?;
         }
         Ok(applied)
@@ -91,7 +97,10 @@ impl Migrator {
 
     /// Every migration that is known or applied, oldest first.
     pub async fn status(&mut self) -> Result<Vec<Step>> {
-        let exists = self.client.query_one("SELECT to_regclass('casebook.refinery_schema_history')::text", &[]).await?;
+        let exists = self
+            .client
+            .query_one("SELECT to_regclass('casebook.refinery_schema_history')::text", &[])
+            .await?;
         let mut steps: Vec<Step> = Vec::new();
         if exists.try_get::<_, Option<String>>(0)?.is_some() {
             let rows = self
@@ -99,12 +108,17 @@ impl Migrator {
                 .query("SELECT version, name, applied_on FROM casebook.refinery_schema_history ORDER BY version", &[])
                 .await?;
             for row in rows {
-                steps.push(Step { version: row.try_get(0)?, name: row.try_get(1)?, applied_on: row.try_get(2)? });
+                steps.push(Step {
+                    version: row.try_get(0)?,
+                    name: row.try_get(1)?,
+                    applied_on: row.try_get(2)?,
+                });
             }
         }
-        for known in embedded::migrations::runner().get_migrations() {
-            if !steps.iter().any(|step| step.version == known.version() as i32) {
-                steps.push(Step { version: known.version() as i32, name: known.name().to_owned(), applied_on: None });
+        for (version, name, ..) in MIGRATIONS {
+            if !steps.iter().any(|step| step.version == *version) {
+                let name = name.split_once("__").map_or(*name, |(_, name)| name).to_owned();
+                steps.push(Step { version: *version, name, applied_on: None });
             }
         }
         steps.sort_by_key(|step| step.version);
@@ -115,12 +129,12 @@ impl Migrator {
     pub async fn plan(&mut self) -> Result<Vec<(Step, String)>> {
         let pending: Vec<Step> =
             self.status().await?.into_iter().filter(|step| step.applied_on.is_none()).collect();
-        let known = embedded::migrations::runner();
         Ok(pending
             .into_iter()
             .filter_map(|step| {
-                let migration = known.get_migrations().iter().find(|m| m.version() as i32 == step.version)?;
-                Some((step, migration.sql()?.to_owned()))
+                let (_, _, up, _) =
+                    MIGRATIONS.iter().find(|(version, ..)| *version == step.version)?;
+                Some((step, (*up).to_owned()))
             })
             .collect())
     }
@@ -142,7 +156,7 @@ impl Migrator {
     }
 }
 
-fn step(migration: &refinery::Migration) -> Step {
+fn step(migration: &Migration) -> Step {
     Step {
         version: migration.version() as i32,
         name: migration.name().to_owned(),

@@ -79,10 +79,19 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
 
     /// The fields a caller gave in which two rows differ: all but those the server owns.
     fn differing_fields(&self, other: &Self) -> Vec<String> {
-        const SERVER: &[&str] =
-            &["uid", "version", "create_time", "update_time", "delete_time", "created_by", "updated_by"];
+        const SERVER: &[&str] = &[
+            "uid",
+            "version",
+            "create_time",
+            "update_time",
+            "delete_time",
+            "created_by",
+            "updated_by",
+        ];
         let mut differing = Vec::new();
-        for ((name, mine), (_, theirs)) in self.document_fields().into_iter().zip(other.document_fields()) {
+        for ((name, mine), (_, theirs)) in
+            self.document_fields().into_iter().zip(other.document_fields())
+        {
             if SERVER.contains(&name) || Self::SERVER_FIELDS.contains(&name) {
                 continue;
             }

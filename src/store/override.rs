@@ -91,18 +91,26 @@ impl CreateOverride {
         let (original, proposed) = (row.original_outcome.clone(), row.proposed_outcome.clone());
         let mark = Modify {
             action: "OVERRIDE",
-            ..Modify::update(row.decision_id.clone(), decision_etag, 0, move |decision: &mut Decision, _| {
-                if !original.is_empty() && original != decision.final_verdict {
-                    let is = format!("is not the decision's final_verdict, which is {}", decision.final_verdict);
-                    return Err(Error::invalid("override.original_outcome", is));
-                }
-                if proposed == decision.final_verdict {
-                    let same = "must differ from the decision's final_verdict";
-                    return Err(Error::invalid("override.proposed_outcome", same));
-                }
-                decision.state = OVERRIDDEN;
-                Ok(())
-            })
+            ..Modify::update(
+                row.decision_id.clone(),
+                decision_etag,
+                0,
+                move |decision: &mut Decision, _| {
+                    if !original.is_empty() && original != decision.final_verdict {
+                        let is = format!(
+                            "is not the decision's final_verdict, which is {}",
+                            decision.final_verdict
+                        );
+                        return Err(Error::invalid("override.original_outcome", is));
+                    }
+                    if proposed == decision.final_verdict {
+                        let same = "must differ from the decision's final_verdict";
+                        return Err(Error::invalid("override.proposed_outcome", same));
+                    }
+                    decision.state = OVERRIDDEN;
+                    Ok(())
+                },
+            )
         };
         Self { row, mark }
     }
@@ -125,7 +133,8 @@ impl Change for CreateOverride {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<(Override, Decision)>>>> {
         Box::pin(async move {
-            let marks: Vec<_> = changes.iter().map(|a| (&a.change.mark, &**a.caller.acting())).collect();
+            let marks: Vec<_> =
+                changes.iter().map(|a| (&a.change.mark, &**a.caller.acting())).collect();
             let marked = modify_all(tx, &marks).await?;
             let mut rows = Vec::new();
             for (result, Applied { change, caller }) in marked.iter().zip(changes) {
@@ -143,15 +152,24 @@ impl Change for CreateOverride {
                 .map(|result| {
                     let (decision, changed) = match result {
                         Ok(Some(marked)) => marked,
-                        Ok(None) => return Outcome::Failed(Error::internal("an override without its decision")),
+                        Ok(None) => {
+                            return Outcome::Failed(Error::internal(
+                                "an override without its decision",
+                            ));
+                        }
                         Err(error) => return Outcome::Failed(error),
                     };
                     let Some((row, new)) = next.next() else {
                         return Outcome::Failed(Error::internal("an override was not inserted"));
                     };
                     if !new {
-                        let error = Error::Taken { kind: Override::KIND, id: row.id, fields: Vec::new() };
-                        return if changed { Outcome::Spoiled(error) } else { Outcome::Failed(error) };
+                        let error =
+                            Error::Taken { kind: Override::KIND, id: row.id, fields: Vec::new() };
+                        return if changed {
+                            Outcome::Spoiled(error)
+                        } else {
+                            Outcome::Failed(error)
+                        };
                     }
                     let mut entries = vec![Entry::of(&row, "CREATE")];
                     let mut shown = Vec::new();

@@ -3,7 +3,8 @@
 use super::query::{FromRow, Params, Query};
 use crate::{Error, Reason, Result};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    TimeoutType,
 };
 use futures_util::future::maybe_done;
 use std::future::{Future, poll_fn};
@@ -192,7 +193,11 @@ impl Conn {
     }
 
     /// Runs a typed statement.
-    pub async fn all<P: Params, R: FromRow>(&self, query: &Query<P, R>, params: &P) -> Result<Vec<R>> {
+    pub async fn all<P: Params, R: FromRow>(
+        &self,
+        query: &Query<P, R>,
+        params: &P,
+    ) -> Result<Vec<R>> {
         let statement = self.prepare(query.sql()).await?;
         let rows = self.client().query(&statement, &params.as_sql()).await?;
         read_rows(&rows)
@@ -215,7 +220,8 @@ impl Drop for Conn {
 /// Runs futures on one connection so that what each sends on its first poll is sent in their order, before anything
 /// that is polled after this. The ready-made joins promise no order beyond a few futures.
 pub async fn in_order<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures.into_iter().map(|future| Box::pin(maybe_done(future))).collect();
+    let mut running: Vec<_> =
+        futures.into_iter().map(|future| Box::pin(maybe_done(future))).collect();
     poll_fn(|cx| {
         let mut all = Poll::Ready(());
         for future in &mut running {
@@ -239,7 +245,9 @@ impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(code) = error.code() else {
             // No SQLSTATE: the connection is gone, or could not be made.
-            return if error.is_closed() || std::error::Error::source(&error).is_some_and(|s| s.is::<std::io::Error>()) {
+            return if error.is_closed()
+                || std::error::Error::source(&error).is_some_and(|s| s.is::<std::io::Error>())
+            {
                 Self::unavailable(error)
             } else {
                 Self::internal(error)

@@ -32,7 +32,10 @@ impl<P: Params, R: FromRow> Query<P, R> {
                 .replace("{d.*}", &list(&read, |_, c| format!("d.{}", c.name)))
                 .replace("{l.*}", &list(&read, |_, c| format!("l.{}", c.name)))
                 .replace("{r.*}", &list(&written, |_, c| c.name.into()))
-                .replace("{r.unnest}", &list(&written, |i, c| format!("${}::{}[]", i + 1, c.sql_type)))
+                .replace(
+                    "{r.unnest}",
+                    &list(&written, |i, c| format!("${}::{}[]", i + 1, c.sql_type)),
+                )
                 .replace("{r.set}", &list(&written, |_, c| format!("{0} = u.{0}", c.name)));
             format!("-- {}\n{text}", self.name)
         })
@@ -45,7 +48,9 @@ fn list(columns: &[Column], render: impl Fn(usize, &Column) -> String) -> String
 }
 
 /// A Rust type that a column can be read as and written from.
-pub trait ColumnType: for<'a> FromSql<'a> + ToSql + Canonical + Clone + Send + Sync + 'static {
+pub trait ColumnType:
+    for<'a> FromSql<'a> + ToSql + Canonical + Clone + Send + Sync + 'static
+{
     const SQL_TYPE: &'static str;
     const NULLABLE: bool = false;
 }

@@ -114,7 +114,9 @@ impl Reader {
             let reader = self.clone();
             // On a task of its own, so that a panic costs its batch and not the lane.
             if tokio::spawn(async move { reader.run(batch).await }).await.is_err() {
-                tracing::error!("a read batch panicked; its callers are answered as if the server had stopped");
+                tracing::error!(
+                    "a read batch panicked; its callers are answered as if the server had stopped"
+                );
             }
         }
     }
@@ -144,8 +146,10 @@ impl Reader {
         match self.0.backend.call(op).await {
             Ok(answers) => {
                 for (waiting, rows) in groups.into_values().zip(answers) {
-                    let rows: HashMap<&str, &Row> =
-                        rows.iter().filter_map(|row| Some((row.try_get::<_, &str>("id").ok()?, row))).collect();
+                    let rows: HashMap<&str, &Row> = rows
+                        .iter()
+                        .filter_map(|row| Some((row.try_get::<_, &str>("id").ok()?, row)))
+                        .collect();
                     for waiting in waiting {
                         let row = rows.get(waiting.id.as_str()).copied();
                         (waiting.reply)(Ok(row));
@@ -174,8 +178,10 @@ async fn ask(conn: Conn, questions: &[Question]) -> Result<Vec<Vec<Row>>> {
         in_order(questions.iter().zip(&prepared).map(|(question, statement)| async move {
             let tenant: [&(dyn ToSql + Sync); 1] = [&&*question.tenant];
             let ids: [&(dyn ToSql + Sync); 1] = [&question.ids];
-            let (set, rows) =
-                futures_util::join!(client.query(set_tenant, &tenant), client.query(statement, &ids));
+            let (set, rows) = futures_util::join!(
+                client.query(set_tenant, &tenant),
+                client.query(statement, &ids)
+            );
             set?;
             rows
         })),

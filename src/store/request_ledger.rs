@@ -101,7 +101,12 @@ pub struct Settled {
 impl Settled {
     /// From (key, how far the first entry lies behind the head, number of entries, earlier entries shown).
     pub fn of<'a>(calls: impl Iterator<Item = (Key<'a>, i64, i32, &'a [i64])>) -> Self {
-        let mut all = Self { keys: KeyParams::default(), back: Vec::new(), counts: Vec::new(), earlier: Vec::new() };
+        let mut all = Self {
+            keys: KeyParams::default(),
+            back: Vec::new(),
+            counts: Vec::new(),
+            earlier: Vec::new(),
+        };
         for ((principal, method, request_id, _), back, count, earlier) in calls {
             all.keys.0.push(principal.to_owned());
             all.keys.1.push(method.to_owned());

@@ -35,7 +35,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub async fn all<P: Params, R: FromRow>(&self, query: &Query<P, R>, params: &P) -> Result<Vec<R>> {
+    pub async fn all<P: Params, R: FromRow>(
+        &self,
+        query: &Query<P, R>,
+        params: &P,
+    ) -> Result<Vec<R>> {
         self.conn.all(query, params).await
     }
 
@@ -88,7 +92,8 @@ impl Store {
         let op = Op::new(name, Lane::Work, deadline, move |conn| {
             let (tenant, run) = (tenant.clone(), Arc::clone(&run));
             Box::pin(async move {
-                let left = deadline.saturating_duration_since(Instant::now()).min(statement_timeout);
+                let left =
+                    deadline.saturating_duration_since(Instant::now()).min(statement_timeout);
                 let enter = conn.prepare(ENTER.sql()).await?;
                 let params = (tenant, left.as_millis().max(1).to_string());
                 let params = params.as_sql();
@@ -98,7 +103,10 @@ impl Store {
                 );
                 begun?;
                 let entered: Vec<Begun> = read_rows(&entered?)?;
-                let now = entered.first().map(|row| row.now).ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
+                let now = entered
+                    .first()
+                    .map(|row| row.now)
+                    .ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
                 run(Snapshot { conn, now }).await
             })
         });
@@ -126,7 +134,8 @@ impl Store {
                 let of_log = log::up_to(listing, &query)?;
                 let query = of_log.as_ref().unwrap_or(&query);
                 let page = read_page(&snapshot, listing, query).await?;
-                let total = if wants_total { Some(total(&snapshot, listing, query).await?) } else { None };
+                let total =
+                    if wants_total { Some(total(&snapshot, listing, query).await?) } else { None };
                 snapshot.end(Page { rows: page.0, next: page.1, seq, total }).await
             })
         })
@@ -148,9 +157,7 @@ async fn read_page<R: FromRow>(
     let more = rows.len() as i64 > query.limit;
     rows.truncate(query.limit as usize);
     let next = match rows.last() {
-        Some(last) if more => {
-            Some(last.try_get("cursor_key")?)
-        }
+        Some(last) if more => Some(last.try_get("cursor_key")?),
         _ => None,
     };
     Ok((read_rows(&rows)?, next))
@@ -175,5 +182,9 @@ async fn total(snapshot: &Snapshot, listing: &Listing, query: &ListQuery) -> Res
 
 /// A revision that this database has not reached: of another deployment, or from before it was restored.
 pub fn in_the_future() -> Error {
-    Error::invalid_because(crate::Reason::BadRevision, "consistency", "names a revision that lies in the future")
+    Error::invalid_because(
+        crate::Reason::BadRevision,
+        "consistency",
+        "names a revision that lies in the future",
+    )
 }

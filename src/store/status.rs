@@ -114,8 +114,13 @@ impl Store {
         }
         Err(Error::Refused {
             reason: Reason::SchemaOutdated,
-            message: format!("the database schema is at version {found} and this server needs {wanted}: run `casebook migrate up`"),
-            metadata: vec![("schema_version", found.to_string()), ("schema_version_latest", wanted.to_string())],
+            message: format!(
+                "the database schema is at version {found} and this server needs {wanted}: run `casebook migrate up`"
+            ),
+            metadata: vec![
+                ("schema_version", found.to_string()),
+                ("schema_version_latest", wanted.to_string()),
+            ],
         })
     }
 
@@ -167,7 +172,8 @@ impl Store {
 
     /// Forgets request ids older than `keep`, at most ten thousand at a time; returns how many.
     pub async fn expire_requests(&self, keep: Duration) -> Result<i64> {
-        let row = self.writing_row(&request_ledger::EXPIRE, (keep.as_millis() as i64, 10_000)).await?;
+        let row =
+            self.writing_row(&request_ledger::EXPIRE, (keep.as_millis() as i64, 10_000)).await?;
         Ok(row.expire_requests)
     }
 
@@ -176,7 +182,11 @@ impl Store {
         Ok(self.writing_row(&DEPLOYMENT_SECRET, (name.to_owned(), proposal)).await?.secret)
     }
 
-    async fn admin_row<P, R>(&self, query: &'static super::query::Query<P, R>, params: P) -> Result<R>
+    async fn admin_row<P, R>(
+        &self,
+        query: &'static super::query::Query<P, R>,
+        params: P,
+    ) -> Result<R>
     where
         P: super::query::Params + 'static,
         R: super::query::FromRow,
@@ -185,7 +195,11 @@ impl Store {
     }
 
     /// The functions of the wall that write do so for the deployment, not for a tenant: there is nothing to log.
-    async fn writing_row<P, R>(&self, query: &'static super::query::Query<P, R>, params: P) -> Result<R>
+    async fn writing_row<P, R>(
+        &self,
+        query: &'static super::query::Query<P, R>,
+        params: P,
+    ) -> Result<R>
     where
         P: super::query::Params + 'static,
         R: super::query::FromRow,
@@ -193,7 +207,12 @@ impl Store {
         self.one_row(Lane::Write, query, params).await
     }
 
-    async fn one_row<P, R>(&self, lane: Lane, query: &'static super::query::Query<P, R>, params: P) -> Result<R>
+    async fn one_row<P, R>(
+        &self,
+        lane: Lane,
+        query: &'static super::query::Query<P, R>,
+        params: P,
+    ) -> Result<R>
     where
         P: super::query::Params + 'static,
         R: super::query::FromRow,

@@ -75,7 +75,10 @@ pub trait Change: Send + Sync + Sized + 'static {
 
     /// Applies all changes of this kind in one batch and one tenant, in as few statements as there are steps.
     /// The outcomes stand in the order of the changes. An `Err` fails the whole batch.
-    fn apply<'a>(tx: &'a Tx<'a>, changes: &'a [Applied<'a, Self>]) -> BoxFuture<'a, Result<Vec<Outcome<Self::Answer>>>>;
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Self::Answer>>>>;
 
     /// The answer again, from the log entries the first call made or showed.
     fn rebuild(&self, entries: &[LogRow]) -> Result<Self::Answer>;
@@ -179,8 +182,10 @@ struct Job {
 }
 
 type ErasedAnswer = Box<dyn Any + Send>;
-type ApplyGroup =
-    for<'a> fn(&'a Tx<'a>, Vec<(&'a dyn Erased, &'a Caller)>) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>>;
+type ApplyGroup = for<'a> fn(
+    &'a Tx<'a>,
+    Vec<(&'a dyn Erased, &'a Caller)>,
+) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>>;
 
 /// A [`Change`] whose type the queue need not know.
 trait Erased: Send + Sync {
@@ -209,7 +214,9 @@ impl<C: Change> Erased for Waiting<C> {
             Box::pin(async move {
                 let changes: Vec<Applied<'a, C>> = jobs
                     .into_iter()
-                    .filter_map(|(job, caller)| Some(Applied { change: job.as_any().downcast_ref::<C>()?, caller }))
+                    .filter_map(|(job, caller)| {
+                        Some(Applied { change: job.as_any().downcast_ref::<C>()?, caller })
+                    })
                     .collect();
                 let outcomes = C::apply(tx, &changes).await?;
                 Ok(outcomes.into_iter().map(Outcome::erase).collect())
@@ -235,7 +242,9 @@ impl<C: Change> Erased for Waiting<C> {
 impl<A: Send + 'static> Outcome<A> {
     fn erase(self) -> Outcome<ErasedAnswer> {
         match self {
-            Outcome::Done { answer, entries, shown } => Outcome::Done { answer: Box::new(answer), entries, shown },
+            Outcome::Done { answer, entries, shown } => {
+                Outcome::Done { answer: Box::new(answer), entries, shown }
+            }
             Outcome::Failed(error) => Outcome::Failed(error),
             Outcome::Spoiled(error) => Outcome::Spoiled(error),
         }

@@ -168,9 +168,18 @@ fn caches_are_bounded() {
         cache.put(key, (), now + Duration::from_millis(key as u64), KEEP);
     }
     cache.put(ENTRIES_MAX, (), now, KEEP);
-    assert_eq!(cache.entries().len(), ENTRIES_MAX);
-    assert!(!cache.has(&0, now), "the one that ends first made room");
-    assert!(cache.has(&1, now) && cache.has(&ENTRIES_MAX, now));
-    cache.put(ENTRIES_MAX + 1, (), now + KEEP * 3, KEEP);
+    assert_eq!(cache.entries().len(), ENTRIES_MAX / 4 * 3);
+    assert!(!cache.has(&0, now), "those that end first made room");
+    assert!(cache.has(&(ENTRIES_MAX - 1), now) && cache.has(&ENTRIES_MAX, now));
+    for key in 0..ENTRIES_MAX * 2 {
+        cache.put(key, (), now, KEEP);
+        assert!(cache.entries().len() <= ENTRIES_MAX);
+    }
+
+    let cache = Cache::<usize, ()>::default();
+    for key in 0..ENTRIES_MAX {
+        cache.put(key, (), now, KEEP);
+    }
+    cache.put(ENTRIES_MAX, (), now + KEEP, KEEP);
     assert_eq!(cache.entries().len(), 1, "what has ended goes first");
 }

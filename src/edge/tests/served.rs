@@ -12,6 +12,7 @@ use crate::pb::{
 };
 use crate::rpc::health::HealthState;
 use crate::store::caller::Caller;
+use crate::telemetry::tests::capture;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -156,6 +157,44 @@ async fn a_client_reads_every_refusal() {
     let request = served.request(GetCapabilitiesRequest {}, &[("authorization", bearer)]);
     let seen = served.admin().get_capabilities(request).await.unwrap().into_inner();
     assert_eq!(seen.services, ["acme", "127.0.0.1"]);
+}
+
+#[tokio::test]
+async fn the_log_tells_which_call_failed_and_never_what_it_carried() {
+    let (lines, _guard) = capture("debug,h2=off,hyper=off,tower=off");
+    let served = Served::start(8).await;
+    let bearer = &*served.bearer;
+    let named =
+        |actor| [("authorization", bearer), ("x-casebook-actor", actor), ("x-request-id", actor)];
+    served.status(&named("fine")).await.unwrap();
+    let incident = served.status(&named("panic")).await.unwrap_err();
+    served.status(&[("x-request-id", "stranger")]).await.unwrap_err();
+    let of = |id: &str| -> Vec<serde_json::Value> {
+        let text = lines.text();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.filter(|line: &serde_json::Value| line["spans"][0]["request_id"] == id).collect()
+    };
+    let fine = of("fine");
+    assert_eq!(fine.len(), 1, "{fine:?}");
+    assert_eq!((&fine[0]["level"], &fine[0]["code"]), (&"DEBUG".into(), &"OK".into()));
+    assert_eq!(fine[0]["spans"][0]["method"], "casebook.v1.AdminService/GetStatus");
+    assert!(fine[0]["duration_ms"].is_number());
+    let stranger = of("stranger");
+    assert_eq!(stranger.len(), 1, "{stranger:?}");
+    assert_eq!(
+        (&stranger[0]["level"], &stranger[0]["code"]),
+        (&"INFO".into(), &"UNAUTHENTICATED".into())
+    );
+
+    // The fault once, with its incident, and then how the call ended.
+    let panicked = of("panic");
+    let levels: Vec<_> = panicked.iter().map(|line| line["level"].as_str().unwrap()).collect();
+    assert_eq!(levels, ["ERROR", "WARN"], "{panicked:?}");
+    let (.., details) = failure(&incident);
+    let incident_id = &details.error_info().unwrap().metadata["incident_id"];
+    assert_eq!(panicked[0]["incident_id"], **incident_id);
+    assert_eq!(panicked[0]["cause"], "panicked: secret");
+    assert!(!lines.text().contains(SECRET));
 }
 
 #[tokio::test]

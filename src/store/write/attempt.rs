@@ -27,7 +27,11 @@ pub struct Tx<'a> {
 
 impl Tx<'_> {
     /// Runs one statement as this tenant.
-    pub async fn run<P: Params, R: FromRow>(&self, query: &Query<P, R>, params: &P) -> Result<Vec<R>> {
+    pub async fn run<P: Params, R: FromRow>(
+        &self,
+        query: &Query<P, R>,
+        params: &P,
+    ) -> Result<Vec<R>> {
         // Prepared before anything is sent, so that nothing comes between the setting and the statement.
         let statement = self.conn.prepare(query.sql()).await?;
         let params = params.as_sql();
@@ -62,7 +66,8 @@ impl Tx<'_> {
         if inserted.len() == rows.len() {
             return Ok(vec![true; rows.len()]);
         }
-        let inserted: std::collections::HashSet<_> = inserted.into_iter().map(|row| row.uid).collect();
+        let inserted: std::collections::HashSet<_> =
+            inserted.into_iter().map(|row| row.uid).collect();
         Ok(rows.iter().map(|row| inserted.contains(&row.meta().uid)).collect())
     }
 
@@ -75,7 +80,12 @@ impl Tx<'_> {
         if saved.len() == rows.len() {
             return Ok(());
         }
-        Err(Error::internal(format!("saved {} of {} locked {} rows", saved.len(), rows.len(), T::KIND)))
+        Err(Error::internal(format!(
+            "saved {} of {} locked {} rows",
+            saved.len(),
+            rows.len(),
+            T::KIND
+        )))
     }
 }
 
@@ -107,11 +117,20 @@ struct Group<'a> {
 enum Progress {
     Open,
     Over(Verdict),
-    Applied { answer: super::ErasedAnswer, entries: Vec<Entry>, shown: Vec<super::Shown>, unchanged: bool },
+    Applied {
+        answer: super::ErasedAnswer,
+        entries: Vec<Entry>,
+        shown: Vec<super::Shown>,
+        unchanged: bool,
+    },
 }
 
 /// Runs the batch once. `commit_sent` tells, should this never return, whether COMMIT may have happened.
-pub(super) async fn attempt(conn: Conn, jobs: &[Job], commit_sent: &AtomicBool) -> Result<Attempted> {
+pub(super) async fn attempt(
+    conn: Conn,
+    jobs: &[Job],
+    commit_sent: &AtomicBool,
+) -> Result<Attempted> {
     commit_sent.store(false, Ordering::SeqCst);
     let set_tenant = conn.prepare(tenant::SET_TENANT.sql()).await?;
     let groups = group_by_tenant(jobs);
@@ -120,7 +139,8 @@ pub(super) async fn attempt(conn: Conn, jobs: &[Job], commit_sent: &AtomicBool) 
     // First flight: the transaction, the tenants, and which request ids are new.
     let claim = conn.prepare(ledger::CLAIM.sql()).await?;
     let begin = conn.client().batch_execute("BEGIN");
-    let open = in_order(groups.iter().map(|group| open_tenant(&conn, jobs, group, &set_tenant, &claim)));
+    let open =
+        in_order(groups.iter().map(|group| open_tenant(&conn, jobs, group, &set_tenant, &claim)));
     let (begun, opened) = futures_util::join!(begin, open);
     begun?;
     let opened = opened.into_iter().collect::<Result<Vec<_>>>()?;
@@ -155,7 +175,8 @@ pub(super) async fn attempt(conn: Conn, jobs: &[Job], commit_sent: &AtomicBool) 
         }
         for (apply, indexes) in kinds.into_values() {
             runs.push(async move {
-                let changes = indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
+                let changes =
+                    indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
                 Ok::<_, Error>((indexes, apply(tx, changes).await?))
             });
         }
@@ -198,13 +219,38 @@ pub(super) async fn attempt(conn: Conn, jobs: &[Job], commit_sent: &AtomicBool) 
     let commit = {
         let finish = in_order(last.iter().map(|last| async {
             let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&last.tenant];
-            let (rows, settled, released) = (last.rows.as_sql(), last.settled.as_sql(), last.released.as_sql());
+            let (rows, settled, released) =
+                (last.rows.as_sql(), last.settled.as_sql(), last.released.as_sql());
             let client = conn.client();
             let (set, base, settled, released) = futures_util::join!(
-                async { if several { client.query(&set_tenant, &tenant).await.map(drop) } else { Ok(()) } },
-                async { if last.changes { client.query(&append, &rows).await.map(Some) } else { Ok(None) } },
-                async { if last.settles { client.query(&settle, &settled).await.map(drop) } else { Ok(()) } },
-                async { if last.releases { client.query(&release, &released).await.map(drop) } else { Ok(()) } },
+                async {
+                    if several {
+                        client.query(&set_tenant, &tenant).await.map(drop)
+                    } else {
+                        Ok(())
+                    }
+                },
+                async {
+                    if last.changes {
+                        client.query(&append, &rows).await.map(Some)
+                    } else {
+                        Ok(None)
+                    }
+                },
+                async {
+                    if last.settles {
+                        client.query(&settle, &settled).await.map(drop)
+                    } else {
+                        Ok(())
+                    }
+                },
+                async {
+                    if last.releases {
+                        client.query(&release, &released).await.map(drop)
+                    } else {
+                        Ok(())
+                    }
+                },
             );
             set.and(settled).and(released).and(base)
         }));
@@ -241,7 +287,9 @@ pub(super) async fn attempt(conn: Conn, jobs: &[Job], commit_sent: &AtomicBool) 
     }
     drop(tx);
     conn.done();
-    Ok(Attempted::Answered(progress.into_iter().zip(seqs).map(|(state, seq)| state.committed(seq)).collect()))
+    Ok(Attempted::Answered(
+        progress.into_iter().zip(seqs).map(|(state, seq)| state.committed(seq)).collect(),
+    ))
 }
 
 impl Progress {
@@ -292,7 +340,8 @@ async fn open_tenant(
         if keys.is_empty() { Ok(Vec::new()) } else { client.query(claim, &params).await }
     });
     let set: Vec<tenant::TenantSet> = read_rows(&set?)?;
-    let now = set.first().map(|row| row.now).ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
+    let now =
+        set.first().map(|row| row.now).ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
     Ok((now, read_rows(&claimed?)?))
 }
 
@@ -305,9 +354,11 @@ async fn replay(
     progress: &mut [Progress],
 ) -> Result<()> {
     let is_new = |job: &Job, id: &str| {
-        claimed
-            .iter()
-            .any(|c| c.request_id == id && c.method == job.caller.method && *c.principal == *job.caller.principal)
+        claimed.iter().any(|c| {
+            c.request_id == id
+                && c.method == job.caller.method
+                && *c.principal == *job.caller.principal
+        })
     };
     let mut old = Vec::new();
     for &index in &group.jobs {
@@ -335,7 +386,11 @@ async fn replay(
         });
         let verdict = match found {
             // It was there when we tried to claim it, and expired in between.
-            None => return Err(Error::Conflict(std::sync::Arc::from(Box::from("a request id expired while it was used")))),
+            None => {
+                return Err(Error::Conflict(std::sync::Arc::from(Box::from(
+                    "a request id expired while it was used",
+                ))));
+            }
             Some(row) if row.digest != request.digest => Verdict::Failed(Error::invalid_because(
                 Reason::RequestIdReused,
                 "options.request_id",
@@ -348,7 +403,10 @@ async fn replay(
                 let entries: Vec<LogRow> = tx.run(&log::BY_SEQ, &(seqs,)).await?;
                 let unchanged = row.entry_count == 0;
                 match job.change.rebuild(&entries) {
-                    Ok(answer) => Verdict::Done(answer, Receipt { seq: last.unwrap_or(0), replayed: true, unchanged }),
+                    Ok(answer) => Verdict::Done(
+                        answer,
+                        Receipt { seq: last.unwrap_or(0), replayed: true, unchanged },
+                    ),
                     Err(error) => Verdict::Failed(error),
                 }
             }
@@ -360,9 +418,15 @@ async fn replay(
 
 /// Holds the preconditions of the tenant's jobs against the rows. The head row is locked first: every write of the
 /// tenant locks it before it commits, so what is seen now still holds when this transaction commits.
-async fn check_preconditions(tx: &Tx<'_>, jobs: &[Job], group: &Group<'_>, progress: &mut [Progress]) -> Result<()> {
+async fn check_preconditions(
+    tx: &Tx<'_>,
+    jobs: &[Job],
+    group: &Group<'_>,
+    progress: &mut [Progress],
+) -> Result<()> {
     let open = |index: &&usize| {
-        matches!(progress[**index], Progress::Open) && !jobs[**index].options.preconditions.is_empty()
+        matches!(progress[**index], Progress::Open)
+            && !jobs[**index].options.preconditions.is_empty()
     };
     let wanting: Vec<usize> = group.jobs.iter().filter(open).copied().collect();
     if wanting.is_empty() {
@@ -377,7 +441,8 @@ async fn check_preconditions(tx: &Tx<'_>, jobs: &[Job], group: &Group<'_>, progr
     }
     let mut live: HashMap<(&'static str, String), i64> = HashMap::new();
     for (kind, ids) in ids {
-        let query = live_query(kind).ok_or_else(|| Error::internal(format!("no precondition on {kind}")))?;
+        let query = live_query(kind)
+            .ok_or_else(|| Error::internal(format!("no precondition on {kind}")))?;
         for Live { id, version } in tx.run(query, &(ids,)).await? {
             live.insert((kind, id), version);
         }
@@ -400,7 +465,9 @@ async fn check_preconditions(tx: &Tx<'_>, jobs: &[Job], group: &Group<'_>, progr
             };
             progress[index] = Progress::Over(Verdict::Failed(Error::Refused {
                 reason: Reason::PreconditionFailed,
-                message: format!("options.preconditions[{n}] does not hold: {kind} \"{id}\" {wanted}"),
+                message: format!(
+                    "options.preconditions[{n}] does not hold: {kind} \"{id}\" {wanted}"
+                ),
                 metadata: vec![("index", n.to_string())],
             }));
         }
@@ -447,11 +514,19 @@ impl<'a> Settlement<'a> {
                     for (n, entry) in std::mem::take(entries).into_iter().enumerate() {
                         let salt = salt(&job.seed, n);
                         let context = job.options.context.as_ref();
-                        rows.push(log::append(entry, &job.caller, request_id, context, salt, tx.now));
+                        rows.push(log::append(
+                            entry,
+                            &job.caller,
+                            request_id,
+                            context,
+                            salt,
+                            tx.now,
+                        ));
                     }
                     offsets.push((index, rows.len() as i64));
                     if let Some(request) = &job.options.request {
-                        let earlier = if shown.is_empty() { Vec::new() } else { seqs_of(tx, shown).await? };
+                        let earlier =
+                            if shown.is_empty() { Vec::new() } else { seqs_of(tx, shown).await? };
                         settled.push((job, request, first, made, earlier));
                     }
                 }
@@ -474,10 +549,13 @@ impl<'a> Settlement<'a> {
             offsets,
             changes,
             settles: !settled.is_empty(),
-            settled: ledger::Settled::of(settled.iter().map(|(job, request, first, made, earlier)| {
-                let key = (&*job.caller.principal, job.caller.method, &*request.id, request.digest);
-                (key, total - first, *made as i32, earlier.as_slice())
-            })),
+            settled: ledger::Settled::of(settled.iter().map(
+                |(job, request, first, made, earlier)| {
+                    let key =
+                        (&*job.caller.principal, job.caller.method, &*request.id, request.digest);
+                    (key, total - first, *made as i32, earlier.as_slice())
+                },
+            )),
             releases: !keys.is_empty(),
             released: keys.params(),
             rows: Appended::unnest(&rows),

@@ -108,7 +108,9 @@ impl Writer {
             // On a task of its own, so that a panic costs its batch and not the lane.
             let writer = self.clone();
             if tokio::spawn(async move { writer.run(jobs).await }).await.is_err() {
-                tracing::error!("a write batch panicked; its callers are answered as if the server had stopped");
+                tracing::error!(
+                    "a write batch panicked; its callers are answered as if the server had stopped"
+                );
             }
             let mut state = self.0.state();
             for row in rows {
@@ -124,9 +126,12 @@ impl Writer {
     /// Sees a batch through: every job is answered, and truthfully.
     async fn run(&self, jobs: Vec<Job>) {
         let now = Instant::now();
-        let (mut jobs, late): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.caller.deadline > now);
+        let (mut jobs, late): (Vec<Job>, Vec<Job>) =
+            jobs.into_iter().partition(|job| job.caller.deadline > now);
         for job in late {
-            job.change.reply(Err(Error::DeadlineExceeded(" while the write was queued; it was not made")));
+            job.change.reply(Err(Error::DeadlineExceeded(
+                " while the write was queued; it was not made",
+            )));
         }
         while !jobs.is_empty() {
             self.0.metrics.write_batch_requests.observe(jobs.len() as f64);
@@ -188,7 +193,9 @@ impl Writer {
         // The stack has let go of its copies: the operation is over.
         match Arc::try_unwrap(batch) {
             Ok(jobs) => (jobs, outcome),
-            Err(_) => (Vec::new(), Err(Error::internal("a batch is still in use after its attempt"))),
+            Err(_) => {
+                (Vec::new(), Err(Error::internal("a batch is still in use after its attempt")))
+            }
         }
     }
 
@@ -268,7 +275,8 @@ impl State {
                 continue;
             };
             let more = !queue.is_empty();
-            let blocked = job.rows.iter().any(|row| self.busy.contains(row) || wanted.contains(row));
+            let blocked =
+                job.rows.iter().any(|row| self.busy.contains(row) || wanted.contains(row));
             // A rehearsal rolls back, so it shares its transaction with nobody.
             let alone = job.options.validate_only;
             if blocked || (alone && !batch.is_empty()) {
@@ -280,7 +288,8 @@ impl State {
                 continue;
             }
             let full = batch.len() + 1 > settings.batch_requests_max
-                || (!batch.is_empty() && size_bytes + job.size_bytes > settings.batch_size_bytes_max);
+                || (!batch.is_empty()
+                    && size_bytes + job.size_bytes > settings.batch_size_bytes_max);
             if full {
                 queue.push_front(job);
                 self.turns.push_front(tenant);

@@ -1,0 +1,4 @@
+//! Everything that is promised, through a real client, a real server and a real PostgreSQL.
+
+mod decision;
+mod world;

@@ -69,8 +69,7 @@ impl std::ops::Deref for Api {
     }
 }
 
-/// All services of the server. Batches may be larger than other messages, so the limit stands on the services that
-/// have them; the edge holds the other methods to theirs.
+/// All services of the server. The larger message limit is for the services that have batches.
 pub fn routes(parts: Parts) -> Routes {
     let api = Api(Arc::new(parts));
     let (small, large, out) = (api.message_in_max, api.batch_message_in_max, api.message_out_max);

@@ -146,6 +146,7 @@ pub fn store_settings(config: &Config, connect: tokio_postgres::Config) -> store
             lanes: config.write_lanes,
             batch_requests_max: config.write_batch_max_requests,
             batch_size_bytes_max: config.write_batch_max_bytes,
+            queue_size_bytes_max: config.write_queue_max_bytes,
             queue_per_tenant_max: config.write_queue_max_per_tenant,
         },
     }

@@ -292,9 +292,9 @@ settings! {
 
     Limits {
         message_in_max_bytes: usize = n(4 * MIB), number(64 * KIB, 256 * MIB), "bytes",
-            "The largest request; a larger one gets RESOURCE_EXHAUSTED.";
+            "The largest request of a service without Batch methods; a larger one gets RESOURCE_EXHAUSTED.";
         batch_message_in_max_bytes: usize = n(16 * MIB), number(64 * KIB, 256 * MIB), "bytes",
-            "The largest request of a Batch method; each one in flight may take that much memory.";
+            "The largest request of a service that has Batch methods; each one in flight may take that much memory.";
         message_out_max_bytes: usize = n(16 * MIB), number(64 * KIB, 256 * MIB), "bytes",
             "The largest answer; a longer page is refused and must be asked for in smaller pieces.";
         page_size_default: u32 = n(50), number(1, 10_000), "rows",
@@ -323,6 +323,8 @@ settings! {
             "How long a client may leave a ping unanswered before its connection is closed.";
         write_queue_max_per_tenant: usize = n(1024), number(1, 1_000_000), "requests",
             "How many writes of one tenant may wait; more are answered RESOURCE_EXHAUSTED.";
+        write_queue_max_bytes: usize = n(128 * MIB), number(MIB, 64 * 1024 * MIB), "bytes",
+            "How many bytes of writes may wait in all; more are answered RESOURCE_EXHAUSTED.";
         write_batch_max_requests: usize = n(256), number(1, 10_000), "requests",
             "How many waiting writes of a tenant share one transaction.";
         write_batch_max_bytes: usize = n(4 * MIB), number(64 * KIB, 256 * MIB), "bytes",

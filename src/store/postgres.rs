@@ -148,6 +148,8 @@ fn session(settings: &PoolSettings, lane: Lane) -> Config {
     options.push_str(" -c search_path=wall,pg_catalog");
     options.push_str(&format!(" -c statement_timeout={}", settings.statement_timeout.as_millis()));
     options.push_str(" -c idle_in_transaction_session_timeout=60000");
+    // A statement whose caller has gone away is ended, not finished.
+    options.push_str(" -c client_connection_check_interval=1000");
     // Only the one writer may write, whatever a statement elsewhere tries.
     if lane != Lane::Write {
         options.push_str(" -c default_transaction_read_only=on");
@@ -263,6 +265,21 @@ impl From<tokio_postgres::Error> for Error {
             | SqlState::ADMIN_SHUTDOWN
             | SqlState::CRASH_SHUTDOWN
             | SqlState::READ_ONLY_SQL_TRANSACTION => Self::unavailable(error),
+            // Our statements are held against the schema by a test, so it is the schema that is another.
+            SqlState::UNDEFINED_TABLE
+            | SqlState::UNDEFINED_COLUMN
+            | SqlState::UNDEFINED_FUNCTION
+            | SqlState::INVALID_SCHEMA_NAME
+            | SqlState::UNDEFINED_OBJECT => {
+                tracing::warn!(error = %error, "the database schema does not fit");
+                Self::Refused {
+                    reason: Reason::SchemaOutdated,
+                    message:
+                        "the database schema does not fit this server: run `casebook migrate up`"
+                            .into(),
+                    metadata: Vec::new(),
+                }
+            }
             _ if code.code().starts_with("08") => Self::unavailable(error),
             _ => Self::internal(error),
         }

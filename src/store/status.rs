@@ -101,11 +101,8 @@ impl Store {
     pub async fn check_ready(&self) -> Result<()> {
         let found = match self.admin_row(&READY, ()).await {
             Ok(row) => row.schema_version,
-            // Without the function, or the right to it, there is no schema of ours.
-            Err(Error::Internal(cause)) => {
-                tracing::debug!(%cause, "no schema");
-                0
-            }
+            // Without the function there is no schema of ours.
+            Err(Error::Refused { reason: Reason::SchemaOutdated, .. }) => 0,
             Err(error) => return Err(error),
         };
         let wanted = migrate::latest();

@@ -20,6 +20,8 @@ pub struct WriteSettings {
     pub lanes: usize,
     pub batch_requests_max: usize,
     pub batch_size_bytes_max: usize,
+    /// About how many bytes of all tenants may wait.
+    pub queue_size_bytes_max: usize,
     /// Calls of one tenant that may wait; one more is refused with `OVERLOADED`.
     pub queue_per_tenant_max: usize,
 }
@@ -47,6 +49,7 @@ struct State {
     /// Tenants with work, in the order in which they are served.
     turns: VecDeque<Arc<str>>,
     waiting: usize,
+    waiting_bytes: usize,
     workers: usize,
     /// Rows of the batches in flight.
     busy: HashSet<RowKey>,
@@ -61,13 +64,22 @@ impl Writer {
     pub(super) fn submit(&self, job: Job) -> Result<()> {
         let mut state = self.0.state();
         let tenant = Arc::clone(&job.caller.tenant);
+        let full = |message: &str| Error::Exhausted {
+            reason: Reason::Overloaded,
+            message: message.into(),
+            retry_after: Some(Duration::from_millis(200)),
+        };
+        // A lone write always fits.
+        if state.waiting > 0
+            && state.waiting_bytes + job.size_bytes > self.0.settings.queue_size_bytes_max
+        {
+            return Err(full("too many bytes of writes are waiting"));
+        }
+        state.waiting_bytes += job.size_bytes;
         let queue = state.queues.entry(Arc::clone(&tenant)).or_default();
         if queue.len() >= self.0.settings.queue_per_tenant_max {
-            return Err(Error::Exhausted {
-                reason: Reason::Overloaded,
-                message: "too many writes of this tenant are waiting".into(),
-                retry_after: Some(Duration::from_millis(200)),
-            });
+            state.waiting_bytes -= job.size_bytes;
+            return Err(full("too many writes of this tenant are waiting"));
         }
         if queue.is_empty() {
             state.turns.push_back(Arc::clone(&tenant));
@@ -298,6 +310,7 @@ impl State {
             size_bytes += job.size_bytes;
             self.busy.extend(job.rows.iter().copied());
             self.waiting -= 1;
+            self.waiting_bytes -= job.size_bytes;
             batch.push(job);
             if more {
                 self.turns.push_back(tenant);

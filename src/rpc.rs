@@ -27,7 +27,7 @@ use crate::store::log::{self, LogRow};
 use crate::store::noun::Noun;
 use crate::store::query::FromRow;
 use crate::store::snapshot;
-use crate::store::write::Receipt;
+use crate::store::write::{Change, Receipt};
 use crate::{Error, Result};
 use page::{Binding, Page, Pager};
 use prost::Message;
@@ -37,6 +37,7 @@ use token::TokenKey;
 use tonic::Request;
 use tonic::service::Routes;
 use uuid::Uuid;
+use wire::Write;
 
 /// What every handler works with.
 #[derive(Clone)]
@@ -104,6 +105,30 @@ fn open<T>(request: Request<T>) -> Result<(Caller, T)> {
 }
 
 impl Parts {
+    /// Checks a request, makes the change it asks for, and words the receipt: what every write does.
+    async fn write<R, C>(
+        &self,
+        request: Request<R>,
+    ) -> Result<(C::Answer, Option<pb::WriteReceipt>)>
+    where
+        Write<C>: TryFrom<R, Error = Error>,
+        C: Change,
+    {
+        let (caller, request) = open(request)?;
+        self.write_as(caller, request.try_into()?).await
+    }
+
+    /// The same for a request that is checked.
+    async fn write_as<C: Change>(
+        &self,
+        caller: Caller,
+        write: Write<C>,
+    ) -> Result<(C::Answer, Option<pb::WriteReceipt>)> {
+        let Write { change, options } = write;
+        let (answer, receipt) = self.store.write(caller.clone(), options, change).await?;
+        Ok((answer, self.receipt(&caller, receipt)?))
+    }
+
     /// The receipt of a write; none after a rehearsal, which wrote nothing.
     fn receipt(&self, caller: &Caller, receipt: Receipt) -> Result<Option<pb::WriteReceipt>> {
         let Receipt { seq, replayed, unchanged } = receipt;
@@ -169,15 +194,16 @@ impl Parts {
         }
     }
 
-    /// Begins a listing: `request` is the whole request without its page, to which page tokens are bound.
-    fn lister<'a, M: Message>(
+    /// Begins a listing. Page tokens are bound to the whole request without its page.
+    fn lister<'a, M: Paged>(
         &'a self,
         caller: &Caller,
-        request: &M,
-        page: Option<pb::PageRequest>,
+        request: &mut M,
         listing: &'static Listing,
         default_order: &'static [(&'static str, bool)],
     ) -> Result<Lister<'a>> {
+        let page = request.page_mut().take();
+        *request.page_mut() = page::unpaged(page.as_ref());
         let binding = Binding::new(&caller.tenant, caller.method, &request.encode_to_vec());
         let pager = Pager { key: &self.token_key, binding, now: SystemTime::now() };
         let page = pager.page(page, listing.fields, default_order)?;
@@ -222,20 +248,19 @@ impl Parts {
 
 impl Parts {
     /// The versions of a live resource, newest first, each with its log entry.
-    async fn revisions<T: Noun, M: Message>(
+    async fn revisions<T: Noun, M: Paged>(
         &self,
         caller: &Caller,
-        request: &M,
-        page: Option<pb::PageRequest>,
+        request: &mut M,
         id: &str,
     ) -> Result<(Vec<(LogRow, T)>, Option<pb::PageInfo>)> {
-        if page.as_ref().is_some_and(|page| !page.order_by.is_empty()) {
+        if request.page_mut().as_ref().is_some_and(|page| !page.order_by.is_empty()) {
             return Err(Error::invalid(
                 "page.order_by",
                 "is not taken here: the newest version comes first",
             ));
         }
-        let lister = self.lister(caller, request, page, &log::LISTING, audit::NEWEST)?;
+        let lister = self.lister(caller, request, &log::LISTING, audit::NEWEST)?;
         let current: T = self.store.get(caller, id).await?;
         let filter = log::of_resource(T::KIND, id, Some(current.meta().uid))?;
         let selection = Selection { filter, ..Selection::default() };
@@ -250,6 +275,25 @@ impl Parts {
             .collect::<Result<_>>()?;
         Ok((versions, page))
     }
+}
+
+/// A request for a page of something.
+trait Paged: Message {
+    fn page_mut(&mut self) -> &mut Option<pb::PageRequest>;
+}
+
+macro_rules! paged {
+    ($($request:ident),* $(,)?) => {$(
+        impl Paged for pb::$request {
+            fn page_mut(&mut self) -> &mut Option<pb::PageRequest> {
+                &mut self.page
+            }
+        }
+    )*};
+}
+paged! {
+    ListApiTokensRequest, ListAuditEntriesRequest, ListCriticOutputsRequest, ListDecisionRevisionsRequest,
+    ListDecisionsRequest, ListOverridesRequest, ListPolicyRulesRequest, ListTenantsRequest,
 }
 
 /// A listing under way.

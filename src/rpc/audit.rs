@@ -1,7 +1,7 @@
 //! AuditService: the log as an auditor reads it.
 
 use super::json;
-use super::{Api, Selection, open, page};
+use super::{Api, Selection, open};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::filter::Filter;
@@ -21,9 +21,7 @@ impl pb::audit_service_server::AuditService for Api {
         request: Request<pb::ListAuditEntriesRequest>,
     ) -> Answer<pb::ListAuditEntriesResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &log::LISTING, NEWEST)?;
+        let lister = self.lister(&caller, &mut request, &log::LISTING, NEWEST)?;
         let pb::ListAuditEntriesRequest { page: _, r#where, window, target, include_changes } =
             request;
         let mut filter = lister.filter(r#where)?;

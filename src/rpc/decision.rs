@@ -40,10 +40,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::CreateDecisionRequest>,
     ) -> Answer<pb::CreateDecisionResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<CreateDecisions> { change, options } = request.try_into()?;
-        let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (rows, receipt) = self.write::<_, CreateDecisions>(request).await?;
         Ok(Response::new(pb::CreateDecisionResponse {
             decision: Some(only(rows)?.into()),
             receipt,
@@ -54,10 +51,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::BatchCreateDecisionsRequest>,
     ) -> Answer<pb::BatchCreateDecisionsResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<CreateDecisions> { change, options } = request.try_into()?;
-        let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (rows, receipt) = self.write::<_, CreateDecisions>(request).await?;
         let decisions = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::BatchCreateDecisionsResponse { decisions, receipt }))
     }
@@ -108,9 +102,7 @@ impl pb::decision_service_server::DecisionService for Api {
         request: Request<pb::ListDecisionsRequest>,
     ) -> Answer<pb::ListDecisionsResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &decision::LISTING, NEWEST)?;
+        let lister = self.lister(&caller, &mut request, &decision::LISTING, NEWEST)?;
         let pb::ListDecisionsRequest {
             page: _,
             r#where,
@@ -136,10 +128,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::UpdateDecisionRequest>,
     ) -> Answer<pb::UpdateDecisionResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<Modify<Decision>> { change, options } = request.try_into()?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (row, receipt) = self.write::<_, Modify<Decision>>(request).await?;
         Ok(Response::new(pb::UpdateDecisionResponse { decision: row.map(Into::into), receipt }))
     }
 
@@ -147,10 +136,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::DeleteDecisionRequest>,
     ) -> Answer<pb::DeleteDecisionResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<HideDecision> { change, options } = request.try_into()?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (row, receipt) = self.write::<_, HideDecision>(request).await?;
         Ok(Response::new(pb::DeleteDecisionResponse { decision: row.map(Into::into), receipt }))
     }
 
@@ -158,10 +144,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::UndeleteDecisionRequest>,
     ) -> Answer<pb::UndeleteDecisionResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<HideDecision> { change, options } = request.try_into()?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (row, receipt) = self.write::<_, HideDecision>(request).await?;
         Ok(Response::new(pb::UndeleteDecisionResponse { decision: row.map(Into::into), receipt }))
     }
 
@@ -170,10 +153,8 @@ impl pb::decision_service_server::DecisionService for Api {
         request: Request<pb::ListDecisionRevisionsRequest>,
     ) -> Answer<pb::ListDecisionRevisionsResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
         let id = wire::id("decision_id", request.decision_id.clone())?;
-        let (rows, page) = self.revisions::<Decision, _>(&caller, &request, page, &id).await?;
+        let (rows, page) = self.revisions::<Decision, _>(&caller, &mut request, &id).await?;
         let revisions = rows
             .into_iter()
             .map(|(entry, row)| pb::list_decision_revisions_response::Revision {
@@ -189,10 +170,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::AddCriticOutputsRequest>,
     ) -> Answer<pb::AddCriticOutputsResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<critic_output::AddCriticOutputs> { change, options } = request.try_into()?;
-        let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (rows, receipt) = self.write::<_, critic_output::AddCriticOutputs>(request).await?;
         let critic_outputs = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::AddCriticOutputsResponse { critic_outputs, receipt }))
     }
@@ -202,9 +180,7 @@ impl pb::decision_service_server::DecisionService for Api {
         request: Request<pb::ListCriticOutputsRequest>,
     ) -> Answer<pb::ListCriticOutputsResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &critic_output::LISTING, NEWEST_CHILD)?;
+        let lister = self.lister(&caller, &mut request, &critic_output::LISTING, NEWEST_CHILD)?;
         let pb::ListCriticOutputsRequest { decision_id, page: _, r#where } = request;
         let filter = lister.filter(r#where)?;
         let parent = self.parent(&caller, decision_id).await?;
@@ -219,9 +195,8 @@ impl pb::decision_service_server::DecisionService for Api {
         request: Request<pb::CreateOverrideRequest>,
     ) -> Answer<pb::CreateOverrideResponse> {
         let (caller, request) = open(request)?;
-        let Write { change, options } = super::r#override::create(request, &caller.actor)?;
-        let ((row, decision), receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let write = super::r#override::create(request, &caller.actor)?;
+        let ((row, decision), receipt) = self.write_as(caller, write).await?;
         let (r#override, decision) = (Some(row.into()), Some(decision.into()));
         Ok(Response::new(pb::CreateOverrideResponse { r#override, decision, receipt }))
     }
@@ -231,9 +206,7 @@ impl pb::decision_service_server::DecisionService for Api {
         request: Request<pb::ListOverridesRequest>,
     ) -> Answer<pb::ListOverridesResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &r#override::LISTING, NEWEST_CHILD)?;
+        let lister = self.lister(&caller, &mut request, &r#override::LISTING, NEWEST_CHILD)?;
         let pb::ListOverridesRequest { decision_id, page: _, r#where } = request;
         let filter = lister.filter(r#where)?;
         let parent = self.parent(&caller, decision_id).await?;

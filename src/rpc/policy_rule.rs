@@ -1,7 +1,7 @@
 //! PolicyService: the governance rules, checked and worded.
 
 use super::wire::{self, Fields, Write};
-use super::{Api, Selection, json, only, open, page};
+use super::{Api, Selection, json, only, open};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::change::{Create, Modify};
@@ -23,10 +23,7 @@ impl pb::policy_service_server::PolicyService for Api {
         &self,
         request: Request<pb::CreatePolicyRuleRequest>,
     ) -> Answer<pb::CreatePolicyRuleResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<Create<PolicyRule>> { change, options } = request.try_into()?;
-        let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (rows, receipt) = self.write::<_, Create<PolicyRule>>(request).await?;
         Ok(Response::new(pb::CreatePolicyRuleResponse {
             policy_rule: Some(only(rows)?.into()),
             receipt,
@@ -49,9 +46,7 @@ impl pb::policy_service_server::PolicyService for Api {
         request: Request<pb::ListPolicyRulesRequest>,
     ) -> Answer<pb::ListPolicyRulesResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &LISTING, NEWEST)?;
+        let lister = self.lister(&caller, &mut request, &LISTING, NEWEST)?;
         let pb::ListPolicyRulesRequest { page: _, r#where, consistency, show_deleted } = request;
         let selection = Selection {
             filter: lister.filter(r#where)?,
@@ -68,10 +63,7 @@ impl pb::policy_service_server::PolicyService for Api {
         &self,
         request: Request<pb::UpdatePolicyRuleRequest>,
     ) -> Answer<pb::UpdatePolicyRuleResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<Modify<PolicyRule>> { change, options } = request.try_into()?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (row, receipt) = self.write::<_, Modify<PolicyRule>>(request).await?;
         Ok(Response::new(pb::UpdatePolicyRuleResponse {
             policy_rule: row.map(Into::into),
             receipt,
@@ -82,16 +74,7 @@ impl pb::policy_service_server::PolicyService for Api {
         &self,
         request: Request<pb::DeletePolicyRuleRequest>,
     ) -> Answer<pb::DeletePolicyRuleResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::DeletePolicyRuleRequest { policy_rule_id, etag, allow_missing, options } = request;
-        let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
-        let id = fields.id("policy_rule_id", policy_rule_id);
-        let etag = fields.etag("etag", etag);
-        let change = fields.finish(Modify::<PolicyRule>::delete(id, etag, allow_missing))?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (row, receipt) = self.write::<_, Modify<PolicyRule>>(request).await?;
         Ok(Response::new(pb::DeletePolicyRuleResponse {
             policy_rule: row.map(Into::into),
             receipt,
@@ -162,6 +145,20 @@ impl TryFrom<pb::CreatePolicyRuleRequest> for Write<Create<PolicyRule>> {
 fn ends_before_it_begins(row: &PolicyRule) -> Option<&'static str> {
     let (effective, retire) = row.effective_time.zip(row.retire_time)?;
     (retire < effective).then_some("must not be before effective_time")
+}
+
+impl TryFrom<pb::DeletePolicyRuleRequest> for Write<Modify<PolicyRule>> {
+    type Error = Error;
+
+    fn try_from(request: pb::DeletePolicyRuleRequest) -> Result<Self> {
+        let digest = wire::digest(&request, request.options.as_ref());
+        let pb::DeletePolicyRuleRequest { policy_rule_id, etag, allow_missing, options } = request;
+        let mut fields = Fields::new();
+        let (options, _) = fields.options(options, digest);
+        let id = fields.id("policy_rule_id", policy_rule_id);
+        let etag = fields.etag("etag", etag);
+        fields.finish(Self { change: Modify::delete(id, etag, allow_missing), options })
+    }
 }
 
 /// One path of an update.

@@ -1,7 +1,7 @@
 //! TenantService: tenants, and through api_token.rs their tokens.
 
 use super::wire::{self, Fields, Write};
-use super::{Api, Selection, api_token, only, open, page};
+use super::{Api, Selection, api_token, only, open};
 use crate::pb;
 use crate::store::api_token::{self as tokens, ApiToken, CreateApiToken};
 use crate::store::caller::{Caller, SYSTEM_TENANT, is_tenant_id};
@@ -29,10 +29,8 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::CreateTenantRequest>,
     ) -> Answer<pb::CreateTenantResponse> {
         let (caller, request) = open(request)?;
-        let caller = as_system(caller);
-        let Write::<Create<Tenant>> { change, options } = request.try_into()?;
-        let (rows, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let write: Write<Create<Tenant>> = request.try_into()?;
+        let (rows, receipt) = self.write_as(as_system(caller), write).await?;
         let tenant = only(rows)?;
         (self.forget.tenant)(&tenant.id);
         Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant.into()), receipt }))
@@ -63,9 +61,7 @@ impl pb::tenant_service_server::TenantService for Api {
     ) -> Answer<pb::ListTenantsResponse> {
         let (caller, mut request) = open(request)?;
         let caller = as_system(caller);
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &LISTING, NEWEST)?;
+        let lister = self.lister(&caller, &mut request, &LISTING, NEWEST)?;
         let selection =
             Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
         let (rows, page) = self.list::<Tenant>(&caller, &lister, selection).await?;
@@ -78,10 +74,8 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::UpdateTenantRequest>,
     ) -> Answer<pb::UpdateTenantResponse> {
         let (caller, request) = open(request)?;
-        let caller = as_system(caller);
-        let Write::<Modify<Tenant>> { change, options } = request.try_into()?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let write: Write<Modify<Tenant>> = request.try_into()?;
+        let (row, receipt) = self.write_as(as_system(caller), write).await?;
         if let Some(tenant) = &row {
             (self.forget.tenant)(&tenant.id);
         }
@@ -93,10 +87,8 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::CreateApiTokenRequest>,
     ) -> Answer<pb::CreateApiTokenResponse> {
         let (caller, request) = open(request)?;
-        let (Write { change, options }, secret) = api_token::create(request)?;
-        let (row, receipt) =
-            self.store.write::<CreateApiToken>(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (write, secret) = api_token::create(request)?;
+        let (row, receipt) = self.write_as::<CreateApiToken>(caller, write).await?;
         Ok(Response::new(pb::CreateApiTokenResponse {
             api_token: Some(row.into()),
             secret,
@@ -109,9 +101,7 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::ListApiTokensRequest>,
     ) -> Answer<pb::ListApiTokensResponse> {
         let (caller, mut request) = open(request)?;
-        let page = request.page.take();
-        request.page = page::unpaged(page.as_ref());
-        let lister = self.lister(&caller, &request, page, &tokens::LISTING, NEWEST)?;
+        let lister = self.lister(&caller, &mut request, &tokens::LISTING, NEWEST)?;
         let selection =
             Selection { filter: lister.filter(request.r#where)?, ..Selection::default() };
         let (rows, page) = self.list::<ApiToken>(&caller, &lister, selection).await?;
@@ -123,10 +113,7 @@ impl pb::tenant_service_server::TenantService for Api {
         &self,
         request: Request<pb::RevokeApiTokenRequest>,
     ) -> Answer<pb::RevokeApiTokenResponse> {
-        let (caller, request) = open(request)?;
-        let Write::<Modify<ApiToken>> { change, options } = request.try_into()?;
-        let (row, receipt) = self.store.write(caller.clone(), options, change).await?;
-        let receipt = self.receipt(&caller, receipt)?;
+        let (row, receipt) = self.write::<_, Modify<ApiToken>>(request).await?;
         if let Some(token) = &row {
             (self.forget.token)(token.uid);
         }

@@ -3,7 +3,6 @@
 mod server;
 
 use super::*;
-use prost::Message;
 use prost_types::value::Kind;
 use server::serve;
 use std::collections::{BTreeMap, BTreeSet};
@@ -332,28 +331,5 @@ async fn the_summary_can_be_copied_and_keeps_the_secret() {
     for command in summary.commands() {
         let data = command.split('\'').nth(1).unwrap();
         serde_json::from_str::<serde_json::Value>(data).unwrap();
-    }
-}
-
-/// Prints some cases for a person to read: cargo test demo::tests::sample -- --ignored --nocapture
-#[test]
-#[ignore = "prints for a reader"]
-fn sample() {
-    let cases = Cases::load(now()).unwrap();
-    let from: usize = std::env::var("FROM").ok().and_then(|from| from.parse().ok()).unwrap_or(0);
-    for index in from..from + 25 {
-        let Case { id, scenario, decision, overruled } = cases.case(index).unwrap();
-        println!("\n== {id} {scenario} {} {}", decision.final_verdict, decision.encoded_len());
-        println!("   {}", decision.reason);
-        if std::env::var_os("INPUT").is_some() {
-            println!("   {}", canonical(decision.input_data.as_ref().unwrap()));
-        }
-        println!("   {:?} {:?}", decision.avg_confidence, decision.verdict_scores);
-        for output in decision.critic_outputs {
-            println!("   - {} {} {}", output.critic, output.verdict, output.justification);
-        }
-        if let Some((_, overruling)) = overruled {
-            println!("   ! {} {}", overruling.proposed_outcome, overruling.justification);
-        }
     }
 }

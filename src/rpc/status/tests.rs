@@ -22,7 +22,7 @@ fn status(error: Error) -> (Status, ErrorDetails) {
 }
 
 fn cause() -> crate::error::Cause {
-    io::Error::other("password=hunter2").into()
+    std::sync::Arc::new(io::Error::other("password=hunter2"))
 }
 
 #[test]

@@ -464,7 +464,8 @@ impl TryFrom<pb::UpdateDecisionRequest> for Write<Modify<Decision>> {
         for path in paths {
             match path.as_str() {
                 "labels" => {
-                    let labels = std::mem::take(&mut given.labels);
+                    // Not taken away: a later path may name one of them.
+                    let labels = given.labels.clone();
                     steps.push(Step::Labels(
                         fields.within("decision", |f| f.labels("labels", labels)),
                     ));

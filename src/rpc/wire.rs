@@ -401,9 +401,11 @@ impl Fields {
         }
     }
 
-    /// The paths of an update mask: at least one.
+    /// The paths of an update mask: at least one, each once.
     pub fn update_mask(&mut self, mask: Option<prost_types::FieldMask>) -> Vec<String> {
-        let paths = mask.unwrap_or_default().paths;
+        let mut paths = mask.unwrap_or_default().paths;
+        let mut seen = std::collections::HashSet::new();
+        paths.retain(|path| seen.insert(path.clone()));
         if paths.is_empty() {
             self.wrong("update_mask", "is required");
         }

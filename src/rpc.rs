@@ -131,8 +131,8 @@ impl Parts {
 
     /// The receipt of a write; none after a rehearsal, which wrote nothing.
     fn receipt(&self, caller: &Caller, receipt: Receipt) -> Result<Option<pb::WriteReceipt>> {
-        let Receipt { seq, replayed, unchanged } = receipt;
-        if seq == 0 && !replayed {
+        let Receipt { seq, replayed, unchanged, rehearsed } = receipt;
+        if rehearsed {
             return Ok(None);
         }
         Ok(Some(pb::WriteReceipt {

@@ -60,6 +60,8 @@ pub struct Receipt {
     pub seq: i64,
     pub replayed: bool,
     pub unchanged: bool,
+    /// It was a rehearsal, and nothing was written.
+    pub rehearsed: bool,
 }
 
 /// A kind of change: one type per way of writing. A value of it is kept until the answer is known, because it may be

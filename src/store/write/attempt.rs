@@ -201,7 +201,7 @@ pub(super) async fn attempt(
     }
 
     if jobs.iter().any(|job| job.options.validate_only) {
-        let verdicts = progress.into_iter().map(|state| state.committed(0)).collect();
+        let verdicts = progress.into_iter().map(|state| state.over(0, true)).collect();
         drop(tx);
         roll_back(conn).await;
         return Ok(Attempted::Answered(verdicts));
@@ -288,16 +288,16 @@ pub(super) async fn attempt(
     drop(tx);
     conn.done();
     Ok(Attempted::Answered(
-        progress.into_iter().zip(seqs).map(|(state, seq)| state.committed(seq)).collect(),
+        progress.into_iter().zip(seqs).map(|(state, seq)| state.over(seq, false)).collect(),
     ))
 }
 
 impl Progress {
-    fn committed(self, seq: i64) -> Verdict {
+    fn over(self, seq: i64, rehearsed: bool) -> Verdict {
         match self {
             Progress::Over(verdict) => verdict,
             Progress::Applied { answer, unchanged, .. } => {
-                Verdict::Done(answer, Receipt { seq, replayed: false, unchanged })
+                Verdict::Done(answer, Receipt { seq, replayed: false, unchanged, rehearsed })
             }
             Progress::Open => Verdict::Failed(Error::internal("a change was never applied")),
         }
@@ -405,7 +405,12 @@ async fn replay(
                 match job.change.rebuild(&entries) {
                     Ok(answer) => Verdict::Done(
                         answer,
-                        Receipt { seq: last.unwrap_or(0), replayed: true, unchanged },
+                        Receipt {
+                            seq: last.unwrap_or(0),
+                            replayed: true,
+                            unchanged,
+                            rehearsed: false,
+                        },
                     ),
                     Err(error) => Verdict::Failed(error),
                 }

@@ -7,4 +7,6 @@ mod batch;
 mod decision;
 mod listing;
 mod removal;
+mod fault;
+mod process;
 mod world;

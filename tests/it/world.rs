@@ -340,6 +340,11 @@ impl As {
     }
 }
 
+/// Calls over a connection of one's own.
+pub fn through(channel: Channel) -> As {
+    As { channel, headers: Vec::new() }
+}
+
 /// Adds the caller's headers to each call.
 #[derive(Clone)]
 pub struct Headers(Vec<(&'static str, MetadataValue<Ascii>)>);

@@ -398,19 +398,15 @@ async fn replay(
             )),
             Some(row) => {
                 let own = row.first_seq..row.first_seq + i64::from(row.entry_count);
-                let last = own.clone().last().or(row.earlier_seqs.iter().copied().max());
+                // Of a call that made no entry: the newest that there was then, as it was told.
+                let last = own.end - 1;
                 let seqs: Vec<i64> = own.chain(row.earlier_seqs.iter().copied()).collect();
                 let entries: Vec<LogRow> = tx.run(&log::BY_SEQ, &(seqs,)).await?;
                 let unchanged = row.entry_count == 0;
                 match job.change.rebuild(&entries) {
                     Ok(answer) => Verdict::Done(
                         answer,
-                        Receipt {
-                            seq: last.unwrap_or(0),
-                            replayed: true,
-                            unchanged,
-                            rehearsed: false,
-                        },
+                        Receipt { seq: last, replayed: true, unchanged, rehearsed: false },
                     ),
                     Err(error) => Verdict::Failed(error),
                 }

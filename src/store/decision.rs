@@ -46,7 +46,13 @@ noun! {
         pub case_hash: String,
     }
 
-    const SERVER_FIELDS: &'static [&'static str] = &["state", "decide_time"];
+    fn is_given(&self, field: &str) -> bool {
+        match field {
+            "state" => false,
+            "decide_time" => self.decide_time != self.create_time,
+            _ => true,
+        }
+    }
 
     fn stamp(&mut self, now: SystemTime) {
         if self.decide_time == SystemTime::UNIX_EPOCH {

@@ -77,7 +77,7 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
         out
     }
 
-    /// The fields a caller gave in which two rows differ: all but those the server owns.
+    /// The fields that the caller gave `other`, a new row, in which it differs: all but those the server owns.
     fn differing_fields(&self, other: &Self) -> Vec<String> {
         const SERVER: &[&str] = &[
             "uid",
@@ -92,7 +92,7 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
         for ((name, mine), (_, theirs)) in
             self.document_fields().into_iter().zip(other.document_fields())
         {
-            if SERVER.contains(&name) || Self::SERVER_FIELDS.contains(&name) {
+            if SERVER.contains(&name) || !other.is_given(name) {
                 continue;
             }
             let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -105,8 +105,10 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
         differing
     }
 
-    /// Further fields that the server fills and a comparison of content passes over.
-    const SERVER_FIELDS: &'static [&'static str] = &[];
+    /// Whether a further field of a new row is the caller's, not one that the server has filled in.
+    fn is_given(&self, _field: &str) -> bool {
+        true
+    }
 }
 
 /// `"<first 8 hex digits of the uid>-<version>"`, quotes included.

@@ -91,7 +91,8 @@ impl pb::tenant_service_server::TenantService for Api {
         let (row, receipt) = self.write_as::<CreateApiToken>(caller, write).await?;
         Ok(Response::new(pb::CreateApiTokenResponse {
             api_token: Some(row.into()),
-            secret,
+            // After a rehearsal there is no token that it could open.
+            secret: if receipt.is_some() { secret } else { String::new() },
             receipt,
         }))
     }

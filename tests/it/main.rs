@@ -4,9 +4,13 @@
 mod help;
 
 mod batch;
+mod critic_output;
 mod decision;
 mod listing;
+mod r#override;
+mod policy_rule;
 mod removal;
 mod fault;
 mod process;
 mod world;
+mod write;

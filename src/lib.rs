@@ -1,4 +1,24 @@
 //! Casebook: the system of record for decisions that machines make about people.
+//!
+//! A call comes in through [`edge`], is checked and worded by [`rpc`], and becomes SQL in [`store`]. Nothing below
+//! `store` knows the wire, nothing above it knows PostgreSQL, and all of them fail with [`Error`].
+//!
+//! | To find | Look in |
+//! |---|---|
+//! | who may call what | [`rpc::access`] |
+//! | a noun on the wire: handlers, checks, conversions | `rpc/<noun>.rs`, helped by [`rpc::wire`] |
+//! | a noun in the database: its row, statements, filters | `store/<noun>.rs`, declared by [`noun!`] |
+//! | how writes are batched, numbered, logged and repeated | [`store::write`] |
+//! | what most nouns do: create, modify | [`store::change`] |
+//! | how gets are batched, and how lists page at one moment | [`store::read`], [`store::list`], [`store::snapshot`] |
+//! | the log: audit trail, revisions, diffs | [`store::log`] |
+//! | connections, retry, time-outs | [`store::postgres`], [`store::backend`] |
+//! | the only `Error` to `Status` | [`rpc::status`] |
+//! | settings, with default, unit and consequence | [`config`] |
+//! | how it is put together, and how it ends | [`server`] |
+//! | the private PostgreSQL | [`embedded`] |
+//!
+//! ARCHITECTURE.md says why; CONTRIBUTING.md says how to add a noun.
 
 pub mod cli;
 pub mod config;

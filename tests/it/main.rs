@@ -12,5 +12,6 @@ mod policy_rule;
 mod removal;
 mod fault;
 mod process;
+mod readme;
 mod world;
 mod write;

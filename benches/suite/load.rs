@@ -1,0 +1,355 @@
+//! The client, in a process of its own so that its processor time is its own: a closed loop of callers.
+
+use crate::process::{Watched, machine_cpu_us};
+use crate::stats::{Random, quantile};
+use crate::{Context, Result};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use casebook::pb;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio_postgres::types::{Format, IsNull, ToSql, Type};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+/// Ids are drawn from here on, all of one length, so that a request's bytes can be prepared around them.
+pub const FIRST_NEW_ID: u64 = 1_000_000_000_000_000;
+pub const LAST_NEW_ID: u64 = 9_007_199_254_740_991;
+
+/// What to call, how, and for how long: the parent writes it, the client process reads it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub call: Call,
+    pub in_flight: usize,
+    pub warm_s: f64,
+    pub measured_s: f64,
+    /// Whose processor time to note at the beginning and the end of the measured time.
+    pub watched: Vec<Watched>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Call {
+    /// GetDecision, each time of one of the rows `first..first + count`, chosen at random.
+    Get { address: String, connections: usize, first: u64, count: u64 },
+    /// CreateDecision of the same payload under a new random id; each caller in a tenant of its own if named.
+    Create { address: String, connections: usize, tenants: Vec<String> },
+    /// The prepared statement straight to PostgreSQL, one connection for each caller.
+    Insert { conninfo: String, sql: String, parameters: Vec<String> },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sample {
+    pub operations: u64,
+    pub seconds: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub mean_us: f64,
+    /// Microseconds of processor time in the measured time, by process.
+    pub cpu_us: BTreeMap<String, f64>,
+    /// The whole machine's, whoever used it.
+    pub machine_cpu_us: f64,
+}
+
+impl Sample {
+    pub fn per_second(&self) -> f64 {
+        self.operations as f64 / self.seconds
+    }
+
+    pub fn cpu_us_per_operation(&self, process: &str) -> f64 {
+        self.cpu_us.get(process).map_or(f64::NAN, |us| us / self.operations as f64)
+    }
+
+    /// The share of the machine's cores that neither side's processes used but somebody else did.
+    pub fn elsewhere(&self, cores: usize) -> f64 {
+        let ours: f64 = self.cpu_us.values().sum();
+        ((self.machine_cpu_us - ours) / (self.seconds * 1e6 * cores as f64)).max(0.0)
+    }
+}
+
+/// Processor time of several processes, to be compared with a later look.
+pub struct Look {
+    at: Instant,
+    cpu_us: BTreeMap<String, f64>,
+    machine_us: f64,
+}
+
+impl Look {
+    pub fn take(watched: &[Watched]) -> Result<Self> {
+        let cpu_us = watched.iter().map(|one| Ok((one.name.clone(), one.cpu_us()?)));
+        let cpu_us = cpu_us.collect::<Result<_>>()?;
+        Ok(Self { at: Instant::now(), cpu_us, machine_us: machine_cpu_us()? })
+    }
+
+    /// What was used from the earlier look to this one.
+    pub fn since(self, earlier: &Self) -> Sample {
+        let used = |(name, us): (String, f64)| {
+            let before = earlier.cpu_us.get(&name).copied().unwrap_or_default();
+            (name, us - before)
+        };
+        Sample {
+            seconds: (self.at - earlier.at).as_secs_f64(),
+            machine_cpu_us: self.machine_us - earlier.machine_us,
+            cpu_us: self.cpu_us.into_iter().map(used).collect(),
+            ..Sample::default()
+        }
+    }
+}
+
+const WARMING: u8 = 0;
+const MEASURING: u8 = 1;
+const OVER: u8 = 2;
+
+/// Runs the plan in the file and prints the sample. One thread carries all callers, which costs the least.
+pub fn run(plan: &std::path::Path) -> Result<()> {
+    let plan: Plan = serde_json::from_slice(&std::fs::read(plan)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let sample = runtime.block_on(drive(plan))?;
+    println!("{}", serde_json::to_string(&sample)?);
+    Ok(())
+}
+
+async fn drive(plan: Plan) -> Result<Sample> {
+    let phase = Arc::new(AtomicU8::new(WARMING));
+    let mut callers: JoinSet<Result<Vec<u32>>> = JoinSet::new();
+    match &plan.call {
+        Call::Get { address, connections, first, count } => {
+            let channels = connect(address, *connections).await?;
+            let (first, count) = (*first, *count);
+            for n in 0..plan.in_flight {
+                let mut random = random(n)?;
+                let caller = Caller {
+                    grpc: Grpc::new(channels[n % channels.len()].clone()),
+                    path: "/casebook.v1.DecisionService/GetDecision",
+                    tenant: None,
+                    body: move || {
+                        let id = (first + random.below(count)).to_string();
+                        let message =
+                            pb::GetDecisionRequest { decision_id: id, ..Default::default() };
+                        message.encode_to_vec().into()
+                    },
+                };
+                callers.spawn(caller.call_until_over(Arc::clone(&phase)));
+            }
+        }
+        Call::Create { address, connections, tenants } => {
+            let channels = connect(address, *connections).await?;
+            let rest: Bytes = crate::payload::request("").encode_to_vec().into();
+            for n in 0..plan.in_flight {
+                let mut random = random(n)?;
+                let rest = rest.clone();
+                let tenant = match tenants.is_empty() {
+                    true => None,
+                    false => Some(tenants[n % tenants.len()].parse()?),
+                };
+                let caller = Caller {
+                    grpc: Grpc::new(channels[n % channels.len()].clone()),
+                    path: "/casebook.v1.DecisionService/CreateDecision",
+                    tenant,
+                    body: move || {
+                        let id =
+                            (FIRST_NEW_ID + random.below(LAST_NEW_ID - FIRST_NEW_ID)).to_string();
+                        // Field 1 of the message, the id, before its other fields.
+                        let mut body = BytesMut::with_capacity(2 + id.len() + rest.len());
+                        body.put_slice(&[0x0A, id.len() as u8]);
+                        body.put_slice(id.as_bytes());
+                        body.put_slice(&rest);
+                        body.freeze()
+                    },
+                };
+                callers.spawn(caller.call_until_over(Arc::clone(&phase)));
+            }
+        }
+        Call::Insert { conninfo, sql, parameters } => {
+            for n in 0..plan.in_flight {
+                let random = random(n)?;
+                let (client, connection) = conninfo
+                    .parse::<tokio_postgres::Config>()?
+                    .connect(tokio_postgres::NoTls)
+                    .await?;
+                tokio::spawn(connection);
+                let statement = client.prepare(sql).await?;
+                let parameters: Vec<Text> = parameters.iter().cloned().map(Text).collect();
+                callers.spawn(insert_until_over(
+                    client,
+                    statement,
+                    parameters,
+                    random,
+                    Arc::clone(&phase),
+                ));
+            }
+        }
+    }
+
+    let mut watched = plan.watched;
+    watched.push(Watched::one("client", std::process::id()));
+    // Whoever ends before it is over has failed, and says why.
+    let early = async |callers: &mut JoinSet<Result<Vec<u32>>>, seconds: f64| -> Result<()> {
+        let wait = tokio::time::sleep(Duration::from_secs_f64(seconds));
+        tokio::select! {
+            () = wait => Ok(()),
+            Some(ended) = callers.join_next() => Err(match ended? {
+                Err(error) => error,
+                Ok(_) => "a caller ended early".into(),
+            }),
+        }
+    };
+    early(&mut callers, plan.warm_s).await?;
+    let begin = Look::take(&watched)?;
+    phase.store(MEASURING, Ordering::Relaxed);
+    early(&mut callers, plan.measured_s).await?;
+    phase.store(OVER, Ordering::Relaxed);
+    let mut sample = Look::take(&watched)?.since(&begin);
+
+    let mut took = Vec::new();
+    while let Some(ended) = callers.join_next().await {
+        took.extend(ended??);
+    }
+    took.sort_unstable();
+    sample.operations = took.len() as u64;
+    sample.p50_us = quantile(&took, 0.5);
+    sample.p99_us = quantile(&took, 0.99);
+    sample.mean_us = took.iter().map(|us| f64::from(*us)).sum::<f64>() / took.len() as f64;
+    Ok(sample)
+}
+
+fn random(caller: usize) -> Result<Random> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| error.to_string())?;
+    Ok(Random::new(u64::from_le_bytes(seed) ^ caller as u64))
+}
+
+async fn connect(address: &str, connections: usize) -> Result<Vec<Channel>> {
+    let mut channels = Vec::with_capacity(connections);
+    for _ in 0..connections {
+        let endpoint = Endpoint::from_shared(address.to_owned())?.tcp_nodelay(true);
+        channels.push(endpoint.connect().await.with(|| format!("cannot connect to {address}"))?);
+    }
+    Ok(channels)
+}
+
+/// One caller: the next call goes out when the answer to the last is in.
+struct Caller<F> {
+    grpc: Grpc<Channel>,
+    path: &'static str,
+    tenant: Option<MetadataValue<Ascii>>,
+    body: F,
+}
+
+impl<F: FnMut() -> Bytes + Send + 'static> Caller<F> {
+    /// The microseconds that each call took whose answer came in the measured time.
+    async fn call_until_over(mut self, phase: Arc<AtomicU8>) -> Result<Vec<u32>> {
+        let path = PathAndQuery::from_static(self.path);
+        let mut took = Vec::with_capacity(1 << 14);
+        loop {
+            let mut request = Request::new((self.body)());
+            if let Some(tenant) = &self.tenant {
+                request.metadata_mut().insert("x-casebook-tenant", tenant.clone());
+            }
+            let began = Instant::now();
+            self.grpc.ready().await?;
+            let answer = self.grpc.unary(request, path.clone(), AsIs).await;
+            let answer = answer.map_err(|status| format!("{}: {status}", self.path))?.into_inner();
+            if answer.is_empty() {
+                return Err(format!("{} gave an empty answer", self.path).into());
+            }
+            match phase.load(Ordering::Relaxed) {
+                MEASURING => took.push(began.elapsed().as_micros() as u32),
+                OVER => return Ok(took),
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn insert_until_over(
+    client: tokio_postgres::Client,
+    statement: tokio_postgres::Statement,
+    mut parameters: Vec<Text>,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let mut took = Vec::with_capacity(1 << 14);
+    loop {
+        parameters[0] = Text((FIRST_NEW_ID + random.below(LAST_NEW_ID - FIRST_NEW_ID)).to_string());
+        let given: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|one| one as _).collect();
+        let began = Instant::now();
+        client.execute(&statement, &given).await?;
+        match phase.load(Ordering::Relaxed) {
+            MEASURING => took.push(began.elapsed().as_micros() as u32),
+            OVER => return Ok(took),
+            _ => {}
+        }
+    }
+}
+
+/// A parameter in PostgreSQL's text format, which it reads as any type; pgbench sends the same.
+#[derive(Debug)]
+struct Text(String);
+
+impl ToSql for Text {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut tokio_postgres::types::private::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+/// Messages as bytes: the client neither builds nor reads them, as pgbench does not look into its rows.
+#[derive(Clone, Copy)]
+struct AsIs;
+
+impl Codec for AsIs {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for AsIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for AsIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}

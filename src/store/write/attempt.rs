@@ -10,6 +10,7 @@ use crate::store::{live_query, tenant};
 use crate::{Error, Reason, Result};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tokio_postgres::Statement;
@@ -262,10 +263,12 @@ pub(super) async fn attempt(
     let bases = match commit {
         Ok(bases) => bases,
         Err(error) => {
-            let error = Error::from(error);
-            return Err(match error {
+            let is_word_of_server = error.code().is_some();
+            return Err(match Error::from(error) {
                 // The connection went while COMMIT was on its way.
                 Error::Unavailable { cause, .. } => Error::CommitUnknown(cause),
+                // A failure on our side of it says nothing about what the server did with COMMIT.
+                Error::Internal(cause) if !is_word_of_server => Error::CommitUnknown(cause),
                 // The server answered, so the transaction is rolled back.
                 other => {
                     commit_sent.store(false, Ordering::SeqCst);
@@ -278,7 +281,12 @@ pub(super) async fn attempt(
     let mut seqs: Vec<i64> = vec![0; jobs.len()];
     for (last, rows) in last.iter().zip(bases) {
         let base = match rows {
-            Some(rows) => read_rows::<log::Base>(&rows)?.first().map_or(0, |row| row.base),
+            Some(rows) => {
+                // It is committed: from here on nothing may look as if it could run again.
+                let rows = read_rows::<log::Base>(&rows);
+                let rows = rows.map_err(|error| Error::CommitUnknown(Arc::new(error)))?;
+                rows.first().map_or(0, |row| row.base)
+            }
             None => 0,
         };
         for &(index, offset) in &last.offsets {

@@ -117,6 +117,8 @@ struct Group<'a> {
 /// A job's state between the flights.
 enum Progress {
     Open,
+    /// Answered from the ledger, whose row belongs to an earlier call and stays.
+    Known(Verdict),
     Over(Verdict),
     Applied {
         answer: super::ErasedAnswer,
@@ -303,7 +305,7 @@ pub(super) async fn attempt(
 impl Progress {
     fn over(self, seq: i64, rehearsed: bool) -> Verdict {
         match self {
-            Progress::Over(verdict) => verdict,
+            Progress::Known(verdict) | Progress::Over(verdict) => verdict,
             Progress::Applied { answer, unchanged, .. } => {
                 Verdict::Done(answer, Receipt { seq, replayed: false, unchanged, rehearsed })
             }
@@ -395,7 +397,7 @@ async fn replay(
         let verdict = match found {
             // It was there when we tried to claim it, and expired in between.
             None => {
-                return Err(Error::Conflict(std::sync::Arc::from(Box::from(
+                return Err(Error::Conflict(Arc::from(Box::from(
                     "a request id expired while it was used",
                 ))));
             }
@@ -405,22 +407,22 @@ async fn replay(
                 "was used before for a call with other content",
             )),
             Some(row) => {
-                let own = row.first_seq..row.first_seq + i64::from(row.entry_count);
-                // Of a call that made no entry: the newest that there was then, as it was told.
-                let last = own.end - 1;
+                // Where the log stood behind the call, whether or not it made entries of its own.
+                let end = row.first_seq + i64::from(row.entry_count);
+                let own = row.first_seq..end;
                 let seqs: Vec<i64> = own.chain(row.earlier_seqs.iter().copied()).collect();
                 let entries: Vec<LogRow> = tx.run(&log::BY_SEQ, &(seqs,)).await?;
                 let unchanged = row.entry_count == 0;
                 match job.change.rebuild(&entries) {
                     Ok(answer) => Verdict::Done(
                         answer,
-                        Receipt { seq: last, replayed: true, unchanged, rehearsed: false },
+                        Receipt { seq: end - 1, replayed: true, unchanged, rehearsed: false },
                     ),
                     Err(error) => Verdict::Failed(error),
                 }
             }
         };
-        progress[index] = Progress::Over(verdict);
+        progress[index] = Progress::Known(verdict);
     }
     Ok(())
 }
@@ -544,12 +546,11 @@ impl<'a> Settlement<'a> {
                         failed.push((job, request));
                     }
                 }
-                Progress::Over(Verdict::Done(..)) | Progress::Open => {}
+                Progress::Over(Verdict::Done(..)) | Progress::Known(_) | Progress::Open => {}
             }
         }
         let total = rows.len() as i64;
-        // A failed call is not kept; but one refused because its id belongs to another call must leave that call's row.
-        failed.retain(|(job, _)| !claims_of_others(job, progress, jobs));
+        // A failed call is not kept.
         let keys = ledger::Keys::of(failed.iter().map(|(job, request)| {
             (&*job.caller.principal, job.caller.method, &*request.id, request.digest)
         }));
@@ -570,13 +571,6 @@ impl<'a> Settlement<'a> {
             rows: Appended::unnest(&rows),
         })
     }
-}
-
-/// Whether the job failed because its request id is another call's.
-fn claims_of_others(job: &Job, progress: &[Progress], jobs: &[Job]) -> bool {
-    jobs.iter().position(|other| std::ptr::eq(other, job)).is_some_and(|index| {
-        matches!(&progress[index], Progress::Over(Verdict::Failed(error)) if error.reason() == Reason::RequestIdReused)
-    })
 }
 
 async fn seqs_of(tx: &Tx<'_>, shown: &[super::Shown]) -> Result<Vec<i64>> {

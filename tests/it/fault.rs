@@ -1,6 +1,8 @@
 //! Crashes, cuts, floods and waits: nothing acknowledged is lost, nothing is written twice, and every error is true.
 
+mod cuts;
 mod load;
+mod proxy;
 
 use crate::process::{Postgres, Served, kill, long_tests};
 use crate::world::{connect, through, url_of};

@@ -67,7 +67,7 @@ impl<'a> Token<'a> {
 #[derive(Debug)]
 pub struct Verified {
     pub uid: Uuid,
-    /// `token:<uid>`
+    /// `token:<id>`, the id as the token's resource has it.
     pub principal: Arc<str>,
     pub tenant: Arc<str>,
     pub roles: Roles,
@@ -79,7 +79,7 @@ impl From<Credential> for Verified {
     fn from(credential: Credential) -> Self {
         Verified {
             uid: credential.uid,
-            principal: format!("token:{}", credential.uid).into(),
+            principal: format!("token:{}", credential.uid.simple()).into(),
             tenant: credential.tenant.into(),
             roles: credential.roles,
             expire_time: credential.expire_time,

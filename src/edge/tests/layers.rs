@@ -417,7 +417,7 @@ async fn the_handler_sees_its_caller() {
     let before = Instant::now();
     let seen = caller(&edge, request(CREATE, &headers)).await;
     assert_eq!(&*seen.tenant, "acme");
-    assert_eq!(&*seen.principal, format!("token:{uid}"));
+    assert_eq!(&*seen.principal, format!("token:{}", uid.simple()));
     assert_eq!((&*seen.actor, &*seen.request_id, &*seen.user_agent), ("Zoë", "r-1", "test/1"));
     assert_eq!(&*seen.trace_id, trace);
     assert_eq!(seen.method, "casebook.v1.DecisionService/CreateDecision");

@@ -6,7 +6,7 @@ use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::critic_output::{AddCriticOutputs, CriticOutput};
 use crate::store::noun::Noun;
-use crate::{Error, Result};
+use crate::{Error, Reason, Result};
 use std::time::SystemTime;
 use uuid::Uuid;
 
@@ -49,7 +49,9 @@ pub fn read_new(f: &mut Fields, critic_output: pb::CriticOutput) -> CriticOutput
         details,
     } = critic_output;
     let uid = Uuid::now_v7();
-    if !matches!(priority.as_str(), "" | "override" | "veto") {
+    if priority.contains('\0') {
+        f.wrong_because(Reason::NulByte, "priority", "must not contain a NUL byte");
+    } else if !matches!(priority.as_str(), "" | "override" | "veto") {
         f.wrong("priority", "must be \"\", \"override\" or \"veto\"");
     }
     CriticOutput {

@@ -12,7 +12,7 @@ use crate::store::decision::{
 use crate::store::list::ListQuery;
 use crate::store::noun::Noun;
 use crate::store::r#override::{self, Override};
-use crate::{Error, Result};
+use crate::{Error, Reason, Result};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -274,10 +274,12 @@ fn read_group_by(fields: &mut Fields, name: String) -> Option<GroupBy> {
         "retention_class" => GroupBy::RetentionClass,
         "day" => GroupBy::Day,
         "hour" => GroupBy::Hour,
+        _ if name.contains('\0') => {
+            fields.wrong_because(Reason::NulByte, "", "must not contain a NUL byte");
+            return None;
+        }
         _ => match name.strip_prefix("labels.") {
-            Some(key) if !key.is_empty() && key.len() <= 63 && !key.contains('\0') => {
-                GroupBy::Label(key.to_owned())
-            }
+            Some(key) if !key.is_empty() && key.len() <= 63 => GroupBy::Label(key.to_owned()),
             _ => {
                 let known =
                     "final_verdict, state, model_version, retention_class, day, hour, labels.<key>";

@@ -8,7 +8,7 @@ use crate::store::caller::{Caller, SYSTEM_TENANT, is_tenant_id};
 use crate::store::change::{Create, Modify};
 use crate::store::noun::Noun;
 use crate::store::tenant::{LISTING, Tenant};
-use crate::{Error, Result};
+use crate::{Error, Reason, Result};
 use tonic::{Request, Response, Status};
 
 const NEWEST: &[(&str, bool)] = &[("create_time", true)];
@@ -158,8 +158,13 @@ impl TryFrom<pb::CreateTenantRequest> for Write<Create<Tenant>> {
         fields.no_replace(on_conflict, "use UpdateTenant");
         let pb::Tenant { id: repeated_id, etag: _, meta: _, display_name, state } =
             tenant.unwrap_or_default();
+        if !tenant_id.is_empty() && !repeated_id.is_empty() && tenant_id != repeated_id {
+            fields.wrong("tenant.id", "must be empty or the same as tenant_id");
+        }
         let id = if tenant_id.is_empty() { repeated_id } else { tenant_id };
-        if !is_tenant_id(&id) {
+        if id.contains('\0') {
+            fields.wrong_because(Reason::NulByte, "tenant_id", "must not contain a NUL byte");
+        } else if !is_tenant_id(&id) {
             fields.wrong("tenant_id", "must match ^[a-z][a-z0-9-]{0,62}$");
         }
         let row = fields.within("tenant", |f| {

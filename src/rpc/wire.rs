@@ -131,7 +131,9 @@ impl Fields {
         let sound = bytes.first().is_some_and(u8::is_ascii_uppercase)
             && bytes.len() <= 64
             && bytes.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || *b == b'_');
-        if !sound {
+        if value.contains('\0') {
+            self.wrong_because(Reason::NulByte, field, "must not contain a NUL byte");
+        } else if !sound {
             self.wrong(field, "must match ^[A-Z][A-Z0-9_]{0,63}$");
         }
         value
@@ -349,7 +351,10 @@ impl Fields {
     }
 
     fn request_id(&mut self, id: String, digest: [u8; 32]) -> RequestKey {
-        if id.len() > REQUEST_ID_BYTES_MAX || !id.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        if id.contains('\0') {
+            self.wrong_because(Reason::NulByte, "request_id", "must not contain a NUL byte");
+        } else if id.len() > REQUEST_ID_BYTES_MAX
+            || !id.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
         {
             self.wrong(
                 "request_id",

@@ -3,6 +3,7 @@
 #[macro_use]
 mod help;
 
+mod audit;
 mod batch;
 mod critic_output;
 mod decision;
@@ -13,5 +14,6 @@ mod removal;
 mod fault;
 mod process;
 mod readme;
+mod tenant;
 mod world;
 mod write;

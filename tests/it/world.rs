@@ -309,7 +309,7 @@ impl As {
         self
     }
 
-    fn wire(&self) -> Wire {
+    pub fn wire(&self) -> Wire {
         InterceptedService::new(self.channel.clone(), Headers(self.headers.clone()))
     }
 

@@ -165,8 +165,9 @@ impl Writer {
                     self.resolve(batch, error).await;
                     return;
                 }
-                // An unexpected error has one culprit; alone, each job shows whether it is the one.
-                Err(error) if batch.len() > 1 && !error.is_transient() => {
+                // What is no trouble of the whole database has one culprit, even a conflict that lasts; alone, each
+                // job shows whether it is the one.
+                Err(error) if batch.len() > 1 && !concerns_all(&error) => {
                     self.0.metrics.transaction(TxOutcome::Abort);
                     tracing::debug!(%error, jobs = batch.len(), "a batch failed; running its jobs one by one");
                     for job in batch {
@@ -263,6 +264,11 @@ impl Writer {
             });
         }
     }
+}
+
+/// Whether an attempt failed for a reason that no other choice of jobs would have changed.
+fn concerns_all(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { .. } | Error::Exhausted { .. } | Error::ShuttingDown)
 }
 
 impl Shared {

@@ -286,6 +286,7 @@ impl State {
         let mut size_bytes = 0;
         let mut held: HashMap<Arc<str>, VecDeque<Job>> = HashMap::new();
         let mut wanted: HashSet<RowKey> = HashSet::new();
+        let mut next: Option<Arc<str>> = None;
         while let Some(tenant) = self.turns.pop_front() {
             let Some(queue) = self.queues.get_mut(&tenant) else { continue };
             let Some(job) = queue.pop_front() else {
@@ -298,6 +299,9 @@ impl State {
             // A rehearsal rolls back, so it shares its transaction with nobody.
             let alone = job.options.validate_only;
             if blocked || (alone && !batch.is_empty()) {
+                if !blocked {
+                    next.get_or_insert_with(|| Arc::clone(&tenant));
+                }
                 wanted.extend(job.rows.iter().copied());
                 held.entry(Arc::clone(&tenant)).or_default().push_back(job);
                 if more {
@@ -335,6 +339,11 @@ impl State {
             }
         }
         self.queues.retain(|_, queue| !queue.is_empty());
+        // Else a rehearsal would never come first while another tenant fills batch after batch.
+        if let Some(tenant) = next {
+            self.turns.retain(|other| *other != tenant);
+            self.turns.push_front(tenant);
+        }
         let queues = &self.queues;
         self.turns.retain(|tenant| queues.contains_key(tenant));
         batch

@@ -95,8 +95,10 @@ row! {
 queries! { "log" {
     /// The tenant's newest number; no row before its first write.
     HEAD() -> Seq = "SELECT seq FROM log_head";
-    /// The same, locked, so that nothing of the tenant commits until we do.
-    LOCK_HEAD() -> Seq = "SELECT seq FROM log_head FOR UPDATE";
+    /// The same, locked, so that nothing of the tenant commits until we do. Makes the row, because what is not there
+    /// cannot be locked.
+    LOCK_HEAD() -> Seq = "INSERT INTO log_head AS h (seq) VALUES (0) \
+         ON CONFLICT (tenant_id) DO UPDATE SET seq = h.seq RETURNING seq";
     BY_SEQ(Vec<i64>) -> LogRow = "SELECT {*} FROM log WHERE seq = ANY($1) ORDER BY seq";
     /// Numbers of given versions, in the order asked: (kinds, ids, uids, versions).
     SEQ_OF(Vec<String>, Vec<String>, Vec<Uuid>, Vec<i64>) -> Seq =

@@ -160,6 +160,13 @@ pub(super) async fn attempt(
         })
         .collect();
 
+    if jobs.iter().any(|job| !job.options.preconditions.is_empty()) {
+        // Of all tenants, in the order of the last flight: else two batches could each hold what the other wants.
+        conn.prepare(log::LOCK_HEAD.sql()).await?;
+        for locked in in_order(tx.iter().map(|tx| tx.run(&log::LOCK_HEAD, &()))).await {
+            locked?;
+        }
+    }
     for ((group, tx), (_, claimed)) in groups.iter().zip(&tx).zip(opened) {
         replay(tx, jobs, group, claimed, &mut progress).await?;
         check_preconditions(tx, jobs, group, &mut progress).await?;
@@ -427,8 +434,8 @@ async fn replay(
     Ok(())
 }
 
-/// Holds the preconditions of the tenant's jobs against the rows. The head row is locked first: every write of the
-/// tenant locks it before it commits, so what is seen now still holds when this transaction commits.
+/// Holds the preconditions of the tenant's jobs against the rows. The head row is locked by now: every write of the
+/// tenant locks it before it commits, so what is seen here still holds when this transaction commits.
 async fn check_preconditions(
     tx: &Tx<'_>,
     jobs: &[Job],
@@ -443,7 +450,6 @@ async fn check_preconditions(
     if wanting.is_empty() {
         return Ok(());
     }
-    tx.run(&log::LOCK_HEAD, &()).await?;
     let mut ids: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     for &index in &wanting {
         for Precondition { kind, id, .. } in &jobs[index].options.preconditions {

@@ -7,6 +7,7 @@ mod proxy;
 use crate::process::{Postgres, Served, kill, long_tests};
 use crate::world::{connect, through, url_of};
 use casebook::pb;
+pub use cuts::log_is_gap_free;
 use load::Load;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -112,4 +113,15 @@ async fn a_killed_session_loses_nothing_and_repeats_nothing() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
     server.kill();
     postgres.stop().await;
+}
+
+/// One page of the operator's listener, head and body.
+pub async fn page(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the pages are served");
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    page
 }

@@ -6,6 +6,7 @@ mod help;
 mod audit;
 mod batch;
 mod critic_output;
+mod batching;
 mod decision;
 mod listing;
 mod r#override;

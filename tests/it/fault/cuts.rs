@@ -28,7 +28,7 @@ pub async fn log_is_gap_free(database: &Client) {
     let check = "SELECT count(*) FROM (SELECT tenant_id, count(*) AS n, max(seq) AS last, \
                  count(DISTINCT seq) AS seqs FROM casebook.log GROUP BY tenant_id) AS t \
                  FULL JOIN casebook.log_head h USING (tenant_id) \
-                 WHERE n IS DISTINCT FROM last OR n <> seqs OR h.seq IS DISTINCT FROM last";
+                 WHERE n IS DISTINCT FROM last OR n <> seqs OR h.seq IS DISTINCT FROM COALESCE(last, 0)";
     assert_eq!(database.query_one(check, &[]).await.unwrap().get::<_, i64>(0), 0);
 }
 

@@ -549,10 +549,12 @@ async fn probe(store: Store, health: HealthState, mut stopped: watch::Receiver<b
         }
         match store.check_ready().await {
             Ok(()) => {
-                if !health.is_ready() {
+                let was_ready = health.is_ready();
+                health.set_ready(true);
+                // A server that drains does not become ready again.
+                if !was_ready && health.is_ready() {
                     tracing::info!("ready");
                 }
-                health.set_ready(true);
             }
             Err(error) => {
                 if health.is_ready() {

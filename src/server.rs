@@ -335,12 +335,15 @@ impl Server {
             batch_message_in_max: config.batch_message_in_max_bytes,
             message_out_max: config.message_out_max_bytes,
         });
+        // With the types of error details, so that a client without our files can show them.
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(Error::internal)?;
         let reflection_alpha = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .build_v1alpha()
             .map_err(Error::internal)?;
         let routes = routes.add_service(reflection).add_service(reflection_alpha);

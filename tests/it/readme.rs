@@ -58,9 +58,16 @@ fn folder_of(tool: &str) -> PathBuf {
 
 /// Runs a block of the README against a server; gives what it printed.
 async fn run(block: &str, server: &str, token: &str) -> String {
+    let output = outcome(block, server, token).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the README's block\n{block}\nfailed: {said}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+async fn outcome(block: &str, server: &str, token: &str) -> std::process::Output {
     let mut path = vec![folder_of("grpcurl"), folder_of("buf")];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let output = Command::new("sh")
+    Command::new("sh")
         .args(["-euc", &block.replace(ADDRESS, server)])
         .env("PATH", std::env::join_paths(path).expect("a PATH"))
         .env("CASEBOOK_TOKEN", token)
@@ -68,10 +75,7 @@ async fn run(block: &str, server: &str, token: &str) -> String {
         .env("BUF_CACHE_DIR", std::env::temp_dir().join("casebook-test-buf"))
         .output()
         .await
-        .expect("a shell");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the README's block\n{block}\nfailed: {said}");
-    String::from_utf8(output.stdout).expect("text")
+        .expect("a shell")
 }
 
 /// `host:port` of a world.
@@ -130,6 +134,14 @@ async fn the_server_describes_itself_in_both_reflections() {
     }
     let listed = run(&format!("grpcurl -plaintext {ADDRESS} list"), place(&world), "").await;
     assert!(listed.contains("casebook.v1.DecisionService"), "{listed}");
+
+    // The types of error details, too: a person reads the reason.
+    let call = format!(
+        r#"grpcurl -plaintext -d '{{"decision_id": "none"}}' {ADDRESS} casebook.v1.DecisionService/GetDecision"#
+    );
+    let refused = outcome(&call, place(&world), "").await;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains(r#""reason":"NOT_FOUND""#), "{said}");
     world.close().await;
 }
 

@@ -1,6 +1,8 @@
 //! Measures Casebook, as ratios, against what it has to stand beside: `cargo bench --bench suite`.
 
 #![forbid(unsafe_code)]
+// What it has measured is its output.
+#![allow(clippy::print_stdout)]
 
 #[path = "suite/database.rs"]
 mod database;

@@ -14,7 +14,7 @@ use cases::{Case, Cases};
 use client::{Client, Recorded};
 use futures_util::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::time::Instant;
 use time::OffsetDateTime;
 use tonic::{Code, Status};
@@ -80,7 +80,8 @@ pub enum DemoError {
 /// run has recorded is left as it is and counted as already there.
 pub async fn run(options: Options) -> Result<Summary, DemoError> {
     let summary = record(&options, OffsetDateTime::now_utc()).await?;
-    println!("{summary}");
+    // A reader that has gone away, such as `head`, is not an error.
+    let _ = writeln!(std::io::stdout(), "{summary}");
     Ok(summary)
 }
 

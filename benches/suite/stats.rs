@@ -99,8 +99,8 @@ impl Verdict {
     pub fn of(estimate: Estimate, wanted: Wanted, target: f64, scale: f64) -> Self {
         let Estimate { median, low, high } = estimate;
         let width = (high - median).max(median - low) / scale.abs();
-        // Written so that NaN is wide.
-        if !(width <= WIDTH_MAX) {
+        // NaN is wide, too.
+        if width.is_nan() || width > WIDTH_MAX {
             return Self::Inconclusive;
         }
         let (all_good, all_bad) = match wanted {

@@ -50,7 +50,7 @@ impl From<Error> for Status {
         }
         match &error {
             Error::Invalid { violations, .. } => {
-                describe_violations(violations, &mut details, &mut info)
+                describe_violations(violations, &mut details, &mut info);
             }
             Error::NotFound { kind, id } => resource(&mut details, kind, id, "not found"),
             Error::Taken { kind, id, fields } => {

@@ -27,6 +27,7 @@ const LABEL_VALUE_BYTES_MAX: usize = 255;
 const TIME_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// Reads a request field by field and collects everything that is wrong with it, so that one answer names it all.
+#[derive(Default)]
 pub struct Fields {
     at: String,
     violations: Vec<Violation>,
@@ -36,7 +37,7 @@ pub struct Fields {
 impl Fields {
     /// At the top of a request.
     pub fn new() -> Self {
-        Self { at: String::new(), violations: Vec::new(), reason: None }
+        Self::default()
     }
 
     /// The value, if nothing was wrong.
@@ -343,7 +344,7 @@ impl Fields {
                 "preconditions",
                 preconditions,
                 PRECONDITIONS_MAX,
-                |fields, condition| fields.precondition(condition),
+                Fields::precondition,
             );
             let preconditions = preconditions.into_iter().flatten().collect();
             (WriteOptions { request, validate_only, context, preconditions }, on_conflict)

@@ -109,11 +109,11 @@ pub async fn create_all<'a, T: Noun>(
             let fields = there.differing_fields(&row);
             match on_conflict {
                 OnConflict::Fail => {
-                    refused = Some(Error::Taken { kind: T::KIND, id, fields: Vec::new() })
+                    refused = Some(Error::Taken { kind: T::KIND, id, fields: Vec::new() });
                 }
                 _ if fields.is_empty() => created.push((there, Placed::Equal)),
                 OnConflict::ReturnIfEqual => {
-                    refused = Some(Error::Taken { kind: T::KIND, id, fields })
+                    refused = Some(Error::Taken { kind: T::KIND, id, fields });
                 }
                 OnConflict::Replace => {
                     let mut meta = there.meta();

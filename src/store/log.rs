@@ -181,7 +181,7 @@ pub fn append(
     text(&mut leaf, "digest", &hex(&digest));
     text(&mut leaf, "id", &id);
     text(&mut leaf, "kind", kind);
-    text(&mut leaf, "method", &caller.method);
+    text(&mut leaf, "method", caller.method);
     text(&mut leaf, "tenant", &caller.tenant);
     text(&mut leaf, "time", &rfc3339(now));
     text(&mut leaf, "uid", &uid.to_string());

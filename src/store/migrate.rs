@@ -158,7 +158,7 @@ impl Migrator {
 
 fn step(migration: &Migration) -> Step {
     Step {
-        version: migration.version() as i32,
+        version: migration.version(),
         name: migration.name().to_owned(),
         applied_on: migration.applied_on().map(ToString::to_string),
     }

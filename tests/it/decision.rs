@@ -158,7 +158,7 @@ async fn a_read_mask_gives_the_named_fields_and_the_id() {
         read_mask: mask(&["final_verdict", "labels"]),
         ..Default::default()
     };
-    assert_eq!(ok!(client.list_decisions(list)).decisions, [expected.clone()]);
+    assert_eq!(ok!(client.list_decisions(list)).decisions, std::slice::from_ref(&expected));
     let batch = pb::BatchGetDecisionsRequest {
         decision_ids: vec!["d".into()],
         read_mask: mask(&["final_verdict", "labels"]),

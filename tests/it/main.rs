@@ -1,6 +1,10 @@
 //! Everything that is promised, through a real client, a real server and a real PostgreSQL.
 
+// What clippy.toml allows in #[test] functions, for the helpers outside them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[macro_use]
+#[allow(dead_code, reason = "what one day's tests leave unused, the next day's need")]
 mod help;
 
 mod audit;
@@ -8,13 +12,15 @@ mod batch;
 mod critic_output;
 mod batching;
 mod decision;
+mod fault;
 mod listing;
 mod r#override;
 mod policy_rule;
-mod removal;
-mod fault;
+#[allow(dead_code, reason = "as above")]
 mod process;
 mod readme;
 mod tenant;
+mod removal;
+#[allow(dead_code, reason = "as above")]
 mod world;
 mod write;

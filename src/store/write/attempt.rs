@@ -380,10 +380,10 @@ async fn replay(
     let mut old = Vec::new();
     for &index in &group.jobs {
         let job = &jobs[index];
-        if let Some(request) = job.options.request.as_ref().filter(|_| !job.options.validate_only) {
-            if !is_new(job, &request.id) {
-                old.push((index, request));
-            }
+        if let Some(request) = job.options.request.as_ref().filter(|_| !job.options.validate_only)
+            && !is_new(job, &request.id)
+        {
+            old.push((index, request));
         }
     }
     if old.is_empty() {

@@ -198,10 +198,10 @@ impl Writer {
             })
         };
         let mut outcome = self.0.backend.call(op).await;
-        if let Err(error @ Error::DeadlineExceeded(_)) = &outcome {
-            if commit_sent.load(Ordering::SeqCst) {
-                outcome = Err(Error::CommitUnknown(Arc::new(error.clone())));
-            }
+        if let Err(error @ Error::DeadlineExceeded(_)) = &outcome
+            && commit_sent.load(Ordering::SeqCst)
+        {
+            outcome = Err(Error::CommitUnknown(Arc::new(error.clone())));
         }
         // The stack has let go of its copies: the operation is over.
         match Arc::try_unwrap(batch) {

@@ -122,7 +122,7 @@ impl Caller {
     /// One write, marked so that its row can be told from all others.
     async fn write(&self, mark: &str, turn: usize) -> Told {
         // Every other id is the server's choice: then nothing but the request id stands against a second row.
-        let id = if turn % 2 == 0 { "" } else { mark };
+        let id = if turn.is_multiple_of(2) { "" } else { mark };
         let mut content = decision("ALLOW", 0.5);
         content.labels.insert("mark".into(), mark.into());
         for critic in 0..turn % 3 {

@@ -148,7 +148,7 @@ impl Parts {
     }
 
     /// The log number that a read must be made at; `None` means now, which is as fresh as can be.
-    fn read_at(
+    async fn read_at(
         &self,
         caller: &Caller,
         consistency: Option<pb::Consistency>,
@@ -160,8 +160,10 @@ impl Parts {
         match consistency.and_then(|consistency| consistency.requirement) {
             None | Some(Requirement::FullyConsistent(_)) => Ok(None),
             Some(Requirement::AtLeastAsFresh(revision)) => {
-                // There is one database, and it is as fresh as any revision it gave out.
-                parse(revision, "consistency.at_least_as_fresh")?;
+                // There is one database, and it is as fresh as any revision it gave out; but not as fresh as those
+                // it gave out before it was restored from a backup.
+                let seq = parse(revision, "consistency.at_least_as_fresh")?;
+                self.store.reaches(caller, seq).await?;
                 Ok(None)
             }
             Some(Requirement::AtExactSnapshot(revision)) => {
@@ -178,7 +180,7 @@ impl Parts {
         consistency: Option<pb::Consistency>,
         version: i64,
     ) -> Result<T> {
-        match (self.read_at(caller, consistency)?, version) {
+        match (self.read_at(caller, consistency).await?, version) {
             (_, ..0) => Err(Error::invalid("version", "must not be negative")),
             (None, 0) => self.store.get(caller, &id).await,
             (None, _) => self.store.get_version(caller, &id, version).await,

@@ -81,7 +81,7 @@ impl pb::decision_service_server::DecisionService for Api {
         let ids = fields.batch("decision_ids", decision_ids, |fields, id| fields.id("", id));
         fields.no_duplicates(ids.iter().map(String::as_str), |n| format!("decision_ids[{n}]"));
         let ids = fields.finish(ids)?;
-        let found: Vec<Option<Decision>> = match self.read_at(&caller, consistency)? {
+        let found: Vec<Option<Decision>> = match self.read_at(&caller, consistency).await? {
             None => self.store.get_many(&caller, ids.clone()).await?,
             Some(seq) => self.store.get_as_of(&caller, ids.clone(), seq).await?,
         };
@@ -115,7 +115,7 @@ impl pb::decision_service_server::DecisionService for Api {
         let selection = Selection {
             filter: lister.filter(r#where)?,
             window: lister.window("decide_time", window)?,
-            snapshot: self.read_at(&caller, consistency)?,
+            snapshot: self.read_at(&caller, consistency).await?,
             show_deleted,
             parent: None,
         };

@@ -50,7 +50,7 @@ impl pb::policy_service_server::PolicyService for Api {
         let pb::ListPolicyRulesRequest { page: _, r#where, consistency, show_deleted } = request;
         let selection = Selection {
             filter: lister.filter(r#where)?,
-            snapshot: self.read_at(&caller, consistency)?,
+            snapshot: self.read_at(&caller, consistency).await?,
             show_deleted,
             ..Selection::default()
         };

@@ -113,6 +113,19 @@ impl Store {
         self.backend.call(op).await
     }
 
+    /// Fails unless the tenant's log has come as far as `seq`.
+    pub async fn reaches(&self, caller: &Caller, seq: i64) -> Result<()> {
+        let head = self
+            .snapshot(caller, log::HEAD.name, |snapshot| {
+                Box::pin(async move {
+                    let head = snapshot.head().await?;
+                    snapshot.end(head).await
+                })
+            })
+            .await?;
+        if seq > head { Err(in_the_future()) } else { Ok(()) }
+    }
+
     /// One page of a listing. The first page fixes the log number that the others are read at.
     pub async fn list<R: FromRow>(
         &self,

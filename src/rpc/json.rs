@@ -21,6 +21,10 @@ type Fault = (Reason, String);
 pub fn from_struct(value: &Struct) -> Result<Json, Fault> {
     let mut writer = Writer { out: Vec::with_capacity(256), keys: 0 };
     writer.object(value, 1)?;
+    // The braces that close are not behind any member.
+    if writer.out.len() > BYTES_MAX {
+        return Err(too_large(format!("must be at most {BYTES_MAX} bytes of JSON")));
+    }
     Ok(Json::from_canonical(writer.out))
 }
 

@@ -55,6 +55,9 @@ pub struct Parts {
     pub message_in_max: usize,
     pub batch_message_in_max: usize,
     pub message_out_max: usize,
+    pub page_sizes: page::Sizes,
+    /// Items of one batch.
+    pub batch_max: usize,
 }
 
 /// What the door may have remembered and must not believe any more.
@@ -127,6 +130,15 @@ impl Parts {
         let Write { change, options } = write;
         let (answer, receipt) = self.store.write(caller.clone(), options, change).await?;
         Ok((answer, self.receipt(&caller, receipt)?))
+    }
+
+    /// Refuses a batch of more items than the configuration allows.
+    fn batch(&self, field: &str, items: usize) -> Result<()> {
+        let max = self.batch_max;
+        if items <= max {
+            return Ok(());
+        }
+        Err(Error::invalid(field, format!("must have at most {max} items, and has {items}")))
     }
 
     /// The receipt of a write; none after a rehearsal, which wrote nothing.
@@ -207,7 +219,8 @@ impl Parts {
         let page = request.page_mut().take();
         *request.page_mut() = page::unpaged(page.as_ref());
         let binding = Binding::new(&caller.tenant, caller.method, &request.encode_to_vec());
-        let pager = Pager { key: &self.token_key, binding, now: SystemTime::now() };
+        let (now, sizes) = (SystemTime::now(), self.page_sizes);
+        let pager = Pager { key: &self.token_key, binding, now, sizes };
         let page = pager.page(page, listing.fields, default_order)?;
         Ok(Lister { pager, page, listing })
     }

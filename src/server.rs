@@ -334,6 +334,12 @@ impl Server {
             message_in_max: config.message_in_max_bytes,
             batch_message_in_max: config.batch_message_in_max_bytes,
             message_out_max: config.message_out_max_bytes,
+            page_sizes: rpc::page::Sizes {
+                default: config.page_size_default.into(),
+                max: config.page_size_max.into(),
+                token_life: Duration::from_millis(config.page_token_lifetime_ms),
+            },
+            batch_max: config.batch_max,
         });
         // With the types of error details, so that a client without our files can show them.
         let reflection = tonic_reflection::server::Builder::configure()

@@ -32,8 +32,6 @@ fixed! {
     LABELS_MAX, "labels_max" = 64, "count", "The most labels of one resource.";
     LABEL_KEY_MAX_BYTES, "label_key_max_bytes" = 63, "bytes", "The longest label key.";
     LABEL_VALUE_MAX_BYTES, "label_value_max_bytes" = 255, "bytes", "The longest label value.";
-    TAGS_MAX, "tags_max" = 64, "count", "The most tags of one resource.";
-    TAG_MAX_BYTES, "tag_max_bytes" = 128, "bytes", "The longest tag.";
     METADATA_JSON_MAX_BYTES, "metadata_json_max_bytes" = 1024 * 1024, "bytes", "The largest JSON document of one field.";
     JSON_DEPTH_MAX, "json_depth_max" = 32, "count", "How deep a JSON document may nest.";
     JSON_KEYS_MAX, "json_keys_max" = 10_000, "count", "The most keys of one JSON document, at all depths together.";

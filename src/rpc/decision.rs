@@ -51,6 +51,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::BatchCreateDecisionsRequest>,
     ) -> Answer<pb::BatchCreateDecisionsResponse> {
+        self.batch("requests", request.get_ref().requests.len())?;
         let (rows, receipt) = self.write::<_, CreateDecisions>(request).await?;
         let decisions = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::BatchCreateDecisionsResponse { decisions, receipt }))
@@ -76,6 +77,7 @@ impl pb::decision_service_server::DecisionService for Api {
         let (caller, request) = open(request)?;
         let pb::BatchGetDecisionsRequest { decision_ids, consistency, read_mask, allow_missing } =
             request;
+        self.batch("decision_ids", decision_ids.len())?;
         let mask = ReadMask::new(read_mask, FIELDS)?;
         let mut fields = Fields::new();
         let ids = fields.batch("decision_ids", decision_ids, |fields, id| fields.id("", id));
@@ -170,6 +172,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::AddCriticOutputsRequest>,
     ) -> Answer<pb::AddCriticOutputsResponse> {
+        self.batch("critic_outputs", request.get_ref().critic_outputs.len())?;
         let (rows, receipt) = self.write::<_, critic_output::AddCriticOutputs>(request).await?;
         let critic_outputs = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::AddCriticOutputsResponse { critic_outputs, receipt }))

@@ -10,10 +10,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const DEFAULT_SIZE: i64 = 50;
-const MAX_SIZE: i64 = 1000;
 const MAX_SKIP: i64 = 10_000;
-const TOKEN_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What the configuration says about pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Resources on a page whose size the caller leaves open.
+    pub default: i64,
+    pub max: i64,
+    /// How long a page token works.
+    pub token_life: Duration,
+}
 
 /// What all pages of a listing have in common: a hash over whose, which method and what was asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +51,7 @@ pub fn unpaged(page: Option<&pb::PageRequest>) -> Option<pb::PageRequest> {
 /// One page to read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
-    /// Resources, 1 to 1000. Ask the store for one more, to see whether another page follows.
+    /// Resources, at least 1. Ask the store for one more, to see whether another page follows.
     pub size: i64,
     /// Resources to pass over.
     pub skip: i64,
@@ -76,6 +83,7 @@ pub struct Pager<'a> {
     pub key: &'a TokenKey,
     pub binding: Binding,
     pub now: SystemTime,
+    pub sizes: Sizes,
 }
 
 impl Pager<'_> {
@@ -89,11 +97,11 @@ impl Pager<'_> {
     ) -> Result<Page> {
         let request = request.unwrap_or_default();
         let size = match i64::from(request.page_size) {
-            0 => DEFAULT_SIZE,
+            0 => self.sizes.default,
             size if size < 0 => {
                 return Err(Error::invalid("page.page_size", "must not be negative"));
             }
-            size => size.min(MAX_SIZE),
+            size => size.min(self.sizes.max),
         };
         let skip = i64::from(request.skip);
         if !(0..=MAX_SKIP).contains(&skip) {
@@ -132,7 +140,7 @@ impl Pager<'_> {
         snapshot: i64,
     ) -> Result<String> {
         let token = Token {
-            expire: seconds(self.now) + TOKEN_LIFE.as_secs(),
+            expire: seconds(self.now) + self.sizes.token_life.as_secs(),
             snapshot,
             as_of: micros(page.as_of),
             binding: self.binding.0,

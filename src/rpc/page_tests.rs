@@ -9,6 +9,9 @@ use prost::Message;
 const UID: &str = "00000000-0000-0000-0000-000000000001";
 const NEWEST: &[(&str, bool)] = &[("create_time", true)];
 
+const TOKEN_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+const SIZES: Sizes = Sizes { default: 50, max: 1000, token_life: TOKEN_LIFE };
+
 fn key() -> TokenKey {
     TokenKey::new([7; 32])
 }
@@ -32,7 +35,7 @@ fn cursor_key() -> Vec<Option<String>> {
 #[test]
 fn sizes_and_skips_are_bounded() {
     let key = key();
-    let pager = Pager { key: &key, binding: Binding::new("t", "m", b""), now: now() };
+    let pager = Pager { key: &key, binding: Binding::new("t", "m", b""), now: now(), sizes: SIZES };
     let sized = |page_size| read(&pager, pb::PageRequest { page_size, ..Default::default() });
     assert_eq!(pager.page(None, FIELDS, NEWEST).unwrap().size, 50);
     assert_eq!(sized(0).unwrap().size, 50);
@@ -50,7 +53,8 @@ fn sizes_and_skips_are_bounded() {
 #[test]
 fn a_token_carries_the_listing_on() {
     let key = key();
-    let pager = Pager { key: &key, binding: Binding::new("t", "m", b"x"), now: now() };
+    let pager =
+        Pager { key: &key, binding: Binding::new("t", "m", b"x"), now: now(), sizes: SIZES };
     let first = pager.page(None, FIELDS, NEWEST).unwrap();
     assert_eq!((first.snapshot, &first.after), (None, &None));
     let token = pager.next(&first, cursor_key(), 41).unwrap();
@@ -65,7 +69,7 @@ fn a_token_carries_the_listing_on() {
 fn another_listing_or_day_is_refused() {
     let key = key();
     let binding = Binding::new("t", "m", b"x");
-    let pager = Pager { key: &key, binding, now: now() };
+    let pager = Pager { key: &key, binding, now: now(), sizes: SIZES };
     let first = pager.page(None, FIELDS, NEWEST).unwrap();
     let token = pager.next(&first, cursor_key(), 41).unwrap();
     let refused = |pager: &Pager, request| {
@@ -94,7 +98,8 @@ fn another_listing_or_day_is_refused() {
 #[test]
 fn no_changed_token_is_taken() {
     let key = key();
-    let pager = Pager { key: &key, binding: Binding::new("t", "m", b"x"), now: now() };
+    let pager =
+        Pager { key: &key, binding: Binding::new("t", "m", b"x"), now: now(), sizes: SIZES };
     let first = pager.page(None, FIELDS, NEWEST).unwrap();
     let token = pager.next(&first, cursor_key(), 41).unwrap();
     let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();

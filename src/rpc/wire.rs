@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 pub const ID_BYTES_MAX: usize = 255;
-pub const BATCH_MAX: usize = 1000;
+/// The most that batch_max can be set to.
+pub const BATCH_MAX: usize = 10_000;
 pub const LIST_MAX: usize = 100;
 pub const LONG_TEXT_BYTES_MAX: usize = 64 << 10;
 const REQUEST_ID_BYTES_MAX: usize = 64;
@@ -214,7 +215,7 @@ impl Fields {
         items.into_iter().enumerate().map(read_one).collect()
     }
 
-    /// 1 to 1000 items of a batch.
+    /// The items of a batch: at least one. The server holds them to batch_max.
     pub fn batch<T, U>(
         &mut self,
         field: &str,

@@ -7,18 +7,25 @@
 #[allow(dead_code, reason = "what one day's tests leave unused, the next day's need")]
 mod help;
 
+mod admin;
 mod audit;
 mod batch;
 mod critic_output;
 mod batching;
 mod decision;
 mod fault;
+mod errors;
+mod fault;
+mod health;
 mod listing;
 mod r#override;
+mod pages;
 mod policy_rule;
 #[allow(dead_code, reason = "as above")]
 mod process;
 mod readme;
+mod removal;
+mod statistics;
 mod tenant;
 mod removal;
 #[allow(dead_code, reason = "as above")]

@@ -83,6 +83,9 @@ async fn each_role_opens_the_methods_that_it_should_and_no_others() {
         assert_eq!(nobody, Code::Unauthenticated, "{name}");
     }
     assert!(checked >= 31 * 5, "{checked}");
+    let mut reader = callers[0].decisions();
+    let call = reader.create_decision(create("d", decision("ALLOW", 0.5)));
+    fails!(call, PermissionDenied, "ROLE_MISSING");
     open.stop().await;
     world.close().await;
 }

@@ -21,7 +21,8 @@ pub fn create(request: pb::CreateApiTokenRequest) -> Result<(Write<CreateApiToke
         fields
             .wrong("options.request_id", "is not taken: a replay could not show the secret again");
     }
-    let (options, _) = fields.options(options, [0; 32]);
+    let (options, on_conflict) = fields.options(options, [0; 32]);
+    fields.only_fail(on_conflict);
     let pb::ApiToken { id: _, etag: _, meta: _, display_name, roles, expire_time, revoke_time: _ } =
         fields.required("api_token", api_token);
     let (display_name, roles, expire_time) = fields.within("api_token", |f| {
@@ -95,7 +96,8 @@ impl TryFrom<pb::RevokeApiTokenRequest> for Write<Modify<ApiToken>> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::RevokeApiTokenRequest { api_token_id, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let id = fields.id("api_token_id", api_token_id);
         fields.finish(Self { change: revoke(id), options })
     }

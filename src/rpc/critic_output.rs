@@ -20,7 +20,7 @@ impl TryFrom<pb::AddCriticOutputsRequest> for Write<AddCriticOutputs> {
         let pb::AddCriticOutputsRequest { decision_id, critic_outputs, options } = request;
         let mut fields = Fields::new();
         let (options, on_conflict) = fields.options(options, digest);
-        fields.no_replace(on_conflict, "a critic output never changes");
+        fields.only_fail(on_conflict);
         let decision_id = fields.id("decision_id", decision_id);
         let rows = fields.batch("critic_outputs", critic_outputs, read_new);
         fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| {

@@ -462,7 +462,8 @@ impl TryFrom<pb::UpdateDecisionRequest> for Write<Modify<Decision>> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::UpdateDecisionRequest { decision, update_mask, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let mut given = fields.required("decision", decision);
         let paths = fields.update_mask(update_mask);
         let mut steps: Vec<Step> = Vec::new();
@@ -552,7 +553,8 @@ impl TryFrom<pb::DeleteDecisionRequest> for Write<HideDecision> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::DeleteDecisionRequest { decision_id, etag, allow_missing, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let id = fields.id("decision_id", decision_id);
         let etag = fields.etag("etag", etag);
         fields
@@ -567,7 +569,8 @@ impl TryFrom<pb::UndeleteDecisionRequest> for Write<HideDecision> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::UndeleteDecisionRequest { decision_id, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let id = fields.id("decision_id", decision_id);
         fields.finish(Self { change: HideDecision(Modify::undelete(id)), options })
     }

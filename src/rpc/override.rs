@@ -19,7 +19,7 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
         request;
     let mut fields = Fields::new();
     let (options, on_conflict) = fields.options(options, digest);
-    fields.no_replace(on_conflict, "an override never changes");
+    fields.only_fail(on_conflict);
     let uid = Uuid::now_v7();
     let given = fields.required("override", r#override);
     let pb::Override {

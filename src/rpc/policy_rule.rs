@@ -154,7 +154,8 @@ impl TryFrom<pb::DeletePolicyRuleRequest> for Write<Modify<PolicyRule>> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::DeletePolicyRuleRequest { policy_rule_id, etag, allow_missing, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let id = fields.id("policy_rule_id", policy_rule_id);
         let etag = fields.etag("etag", etag);
         fields.finish(Self { change: Modify::delete(id, etag, allow_missing), options })
@@ -180,7 +181,8 @@ impl TryFrom<pb::UpdatePolicyRuleRequest> for Write<Modify<PolicyRule>> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::UpdatePolicyRuleRequest { policy_rule, update_mask, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let given = fields.required("policy_rule", policy_rule);
         let id = fields.id("policy_rule.id", given.id.clone());
         let etag = fields.etag("policy_rule.etag", given.etag.clone());

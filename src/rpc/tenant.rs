@@ -182,7 +182,8 @@ impl TryFrom<pb::UpdateTenantRequest> for Write<Modify<Tenant>> {
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::UpdateTenantRequest { tenant, update_mask, options } = request;
         let mut fields = Fields::new();
-        let (options, _) = fields.options(options, digest);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
         let pb::Tenant { id, etag, meta: _, display_name, state } =
             fields.required("tenant", tenant);
         let (mut new_name, mut new_state) = (None, None);

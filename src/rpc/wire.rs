@@ -408,6 +408,13 @@ impl Fields {
         }
     }
 
+    /// Refuses any on_conflict but FAIL, where nothing else is offered.
+    pub fn only_fail(&mut self, on_conflict: OnConflict) {
+        if on_conflict != OnConflict::Fail {
+            self.wrong("options.on_conflict", "must be FAIL or unset: this call offers no other");
+        }
+    }
+
     /// The paths of an update mask: at least one, each once.
     pub fn update_mask(&mut self, mask: Option<prost_types::FieldMask>) -> Vec<String> {
         let mut paths = mask.unwrap_or_default().paths;

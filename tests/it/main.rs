@@ -24,6 +24,7 @@ mod policy_rule;
 #[allow(dead_code, reason = "as above")]
 mod process;
 mod readme;
+mod reasons;
 mod removal;
 mod statistics;
 mod tenant;

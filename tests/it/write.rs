@@ -295,6 +295,36 @@ async fn an_id_that_is_taken_is_settled_as_the_caller_asks() {
     world.close().await;
 }
 
+#[tokio::test]
+async fn what_cannot_be_settled_otherwise_takes_no_on_conflict() {
+    let world = World::new().await;
+    let me = world.anonymous();
+    ok!(me.decisions().create_decision(create("d", decision("ALLOW", 0.5))));
+    for how in [pb::OnConflict::ReturnIfEqual, pb::OnConflict::Replace] {
+        macro_rules! refused {
+            ($service:ident.$method:ident($request:expr)) => {{
+                let mut request = $request;
+                request.options = on_conflict(how);
+                let call = me.$service();
+                let status = fails!({ call }.$method(request), InvalidArgument, "FIELD_INVALID");
+                assert_eq!(wrong_fields(&status), ["options.on_conflict"]);
+            }};
+        }
+        let critics = vec![critic("", "a", "ALLOW", 0.5)];
+        refused!(decisions.add_critic_outputs(add("d", critics)));
+        refused!(decisions.create_override(overrule("", "d", "DENY")));
+        refused!(decisions.update_decision(update("d", &["labels"], Default::default())));
+        refused!(decisions.delete_decision(delete("d")));
+        refused!(decisions.undelete_decision(undelete("d")));
+        refused!(tenants.create_api_token(pb::CreateApiTokenRequest {
+            api_token: Some(pb::ApiToken { roles: vec![1], ..Default::default() }),
+            options: None,
+        }));
+    }
+    assert_eq!(head(&me).await, 1);
+    world.close().await;
+}
+
 fn must_exist(kind: Kind, id: &str) -> pb::Precondition {
     pb::Precondition { check: Some(pb::precondition::Check::MustExist(reference(kind, id, 0))) }
 }

@@ -448,6 +448,25 @@ async fn of_writes_that_depend_on_one_version_one_wins() {
     world.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_writes_on_two_servers_that_exclude_each_other_one_wins() {
+    let world = World::new().await;
+    let url = crate::world::url_of(&crate::world::config_of(&world.database).await);
+    let mut other = World::on(&world.database, &url, &[]).await;
+    for round in 0..40 {
+        let (x, y) = (format!("x-{round}"), format!("y-{round}"));
+        let (mut here, mut there) = (world.decisions(), other.decisions());
+        let (one, two) = tokio::join!(
+            here.create_decision(under(&x, vec![must_not_exist(Kind::Decision, &y)])),
+            there.create_decision(under(&y, vec![must_not_exist(Kind::Decision, &x)])),
+        );
+        assert!(one.is_ok() != two.is_ok(), "round {round}: {one:?} {two:?}");
+    }
+    assert_eq!(head(&world.anonymous()).await, 40);
+    other.stop().await;
+    world.close().await;
+}
+
 #[tokio::test]
 async fn the_audit_context_stands_beside_each_entry() {
     let world = World::new().await;

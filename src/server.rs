@@ -214,14 +214,13 @@ impl Server {
             }
         });
 
-        store.check_ready().await?;
-        store.check_wall().await?;
-        store.ensure_log_partitions().await?;
-        let names = [SYSTEM_TENANT, &config.default_tenant];
-        store.ensure_tenants(&program(SYSTEM_TENANT, "server", "casebook/serve"), &names).await?;
-        let token_key = match &config.token_key {
-            Some(key) => TokenKey::new(*key.expose()),
-            None => shared_key(&store).await?,
+        // The metrics know the store and the store the metrics, so its connections end only when they are closed.
+        let token_key = match prepare(&store, &config).await {
+            Ok(key) => key,
+            Err(error) => {
+                store.close();
+                return Err(error);
+            }
         };
 
         let mode = match config.auth {
@@ -537,6 +536,19 @@ async fn bind_tcp(address: SocketAddr, setting: &'static str) -> Result<TcpListe
         };
         Error::invalid(setting, format!("cannot be bound: {address}: {error}{hint}"))
     })
+}
+
+/// Checks schema and wall, makes what every deployment has, and finds the key of tokens.
+async fn prepare(store: &Store, config: &Config) -> Result<TokenKey> {
+    store.check_ready().await?;
+    store.check_wall().await?;
+    store.ensure_log_partitions().await?;
+    let names = [SYSTEM_TENANT, &config.default_tenant];
+    store.ensure_tenants(&program(SYSTEM_TENANT, "server", "casebook/serve"), &names).await?;
+    match &config.token_key {
+        Some(key) => Ok(TokenKey::new(*key.expose())),
+        None => shared_key(store).await,
+    }
 }
 
 /// The key of page and revision tokens that all servers of the deployment share through the database.

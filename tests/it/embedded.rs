@@ -3,20 +3,18 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::process::{PATIENCE, Served, kill};
 use casebook::embedded::{Embedded, EmbeddedError, Options};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 fn options(data_dir: &Path) -> Options {
     Options {
         data_dir: data_dir.to_owned(),
-        bin_dir: None,
-        search: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(".postgres")],
+        bin_dir: std::env::var_os("CASEBOOK_POSTGRES_BIN").map(Into::into),
+        search: crate::world::postgres_search(),
         // What these tests ask survives without a disk write each time.
         settings: vec![("fsync".into(), "off".into()), ("shared_buffers".into(), "16MB".into())],
         start_timeout: PATIENCE,
@@ -92,20 +90,6 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").expect("/proc").uid() == 0
 }
 
-fn kill(pid: u32, signal: &str) {
-    let status = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
-    assert!(status.expect("sh").success());
-}
-
-/// The program that serves on a data folder. In the scratch crate: examples/hold.rs.
-fn holder(data_dir: &Path) -> Command {
-    let exe = std::env::current_exe().expect("our own path");
-    let target = exe.parent().and_then(Path::parent).expect("target");
-    let mut command = Command::new(target.join("examples/hold"));
-    command.arg(data_dir).env("SEARCH", Path::new(env!("CARGO_MANIFEST_DIR")).join(".postgres"));
-    command
-}
-
 #[tokio::test]
 async fn a_restart_keeps_data() {
     let dir = open();
@@ -154,23 +138,19 @@ async fn a_folder_in_use_is_refused() {
 #[tokio::test]
 async fn a_killed_holder_leaves_nothing() {
     let dir = open();
-    let data = dir.path().join("data");
-    killed(holder(&data), &data).await;
+    killed(&dir.path().join("data")).await;
     let dir = closed();
-    let data = dir.path().join("data");
-    killed(holder(&data), &data).await;
+    killed(&dir.path().join("data")).await;
 }
 
 /// Kills a program that serves on a data folder, twice: once watching its PostgreSQL go, once
 /// starting over it.
-async fn killed(mut command: Command, data: &Path) {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+async fn killed(data: &Path) {
     for wait in [true, false] {
-        let mut child = command.spawn().expect("a holder");
-        wait_until("the holder serves", || ready(data).is_some()).await;
+        let mut server = Served::on_folder(data, &[]);
+        server.address().await;
         let pid = ready(data).expect("a pid");
-        child.kill().expect("SIGKILL");
-        child.wait().expect("its end");
+        server.kill();
         if wait {
             wait_until("PostgreSQL follows its holder", || !alive(pid)).await;
         }

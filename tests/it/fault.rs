@@ -1,6 +1,7 @@
 //! Crashes, cuts, floods and waits: nothing acknowledged is lost, nothing is written twice, and every error is true.
 
 mod cuts;
+mod limits;
 mod load;
 mod proxy;
 

@@ -13,6 +13,7 @@ mod batch;
 mod critic_output;
 mod batching;
 mod decision;
+mod embedded;
 mod fault;
 mod errors;
 mod fault;
@@ -30,5 +31,6 @@ mod statistics;
 mod tenant;
 mod removal;
 #[allow(dead_code, reason = "as above")]
+mod shutdown;
 mod world;
 mod write;

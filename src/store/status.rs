@@ -56,11 +56,12 @@ queries! { "status" {
     POWERS() -> PowersRow =
         "SELECT r.rolsuper AS superuser, r.rolbypassrls AS bypasses_rls, \
          EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE n.nspname IN ('casebook', 'wall') AND c.relowner = r.oid) AS owns_tables, \
+         WHERE n.nspname IN ('casebook', 'wall') AND pg_has_role(r.oid, c.relowner, 'MEMBER')) AS owns_tables, \
          EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE n.nspname = 'casebook' AND c.relkind IN ('r', 'p') \
-         AND has_table_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')) AS reads_tables, \
-         has_schema_privilege(r.oid, 'wall', 'CREATE') AS creates, \
+         WHERE n.nspname = 'casebook' AND c.relkind IN ('r', 'p', 'v', 'm') \
+         AND (has_table_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER') \
+         OR has_any_column_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, REFERENCES'))) AS reads_tables, \
+         has_schema_privilege(r.oid, 'wall', 'CREATE') OR has_schema_privilege(r.oid, 'casebook', 'CREATE') AS creates, \
          EXISTS (SELECT 1 FROM decision) AS sees_rows_without_tenant, \
          (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS login_is_superuser \
          FROM pg_roles r WHERE r.rolname = current_user";
@@ -138,7 +139,7 @@ impl Store {
             (bypasses_rls, "bypasses row-level security"),
             (owns_tables, "owns tables"),
             (reads_tables, "has rights on tables"),
-            (creates, "may create objects in the schema wall"),
+            (creates, "may create objects in the schemas casebook or wall"),
             (sees_rows_without_tenant, "sees rows without a tenant"),
         ]
         .into_iter()

@@ -61,6 +61,8 @@ queries! { "critic_output" {
 } }
 
 impl Child for CriticOutput {
+    const ID_IS_OF_TENANT: bool = false;
+
     fn decision_uid(&self) -> Uuid {
         self.decision_uid
     }

@@ -229,14 +229,19 @@ impl Change for HideDecision {
                     moves.push(Move { decision, hidden_since, author: applied.caller.acting() });
                 }
             }
-            let mut children = move_children::<CriticOutput>(tx, &moves).await?;
-            children.extend(move_children::<Override>(tx, &moves).await?);
+            let (mut children, mut taken) = move_children::<CriticOutput>(tx, &moves).await?;
+            let (overrides, taken_overrides) = move_children::<Override>(tx, &moves).await?;
+            children.extend(overrides);
+            taken.extend(taken_overrides);
 
             Ok(results
                 .into_iter()
                 .zip(changes)
                 .map(|(result, applied)| {
                     let uid = result.as_ref().ok().and_then(|found| Some(found.as_ref()?.0.uid));
+                    if let Some(n) = taken.iter().position(|(parent, _)| Some(*parent) == uid) {
+                        return Outcome::Spoiled(taken.swap_remove(n).1);
+                    }
                     let mut outcome = match result {
                         Ok(modified) => modified_outcome(modified, applied.change.0.action),
                         Err(error) => Outcome::Failed(error),
@@ -265,6 +270,8 @@ struct Move<'a> {
 
 /// A noun that belongs to a decision and is hidden with it.
 pub trait Child: Noun {
+    /// Whether its ids are unique in the tenant, not just within the decision.
+    const ID_IS_OF_TENANT: bool;
     fn decision_uid(&self) -> Uuid;
     /// Live rows of the decisions, locked.
     fn live_children() -> &'static Query<(Vec<Uuid>,), Self>;
@@ -272,7 +279,10 @@ pub trait Child: Noun {
     fn hidden_children() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self>;
 }
 
-async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Vec<(Uuid, Entry)>> {
+/// By decision: the entries of what was moved, and what cannot come back because its id has been taken since.
+type Moved = (Vec<(Uuid, Entry)>, Vec<(Uuid, Error)>);
+
+async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Moved> {
     let hide: Vec<Uuid> =
         moves.iter().filter(|m| m.decision.delete_time.is_some()).map(|m| m.decision.uid).collect();
     let (show, since): (Vec<Uuid>, Vec<SystemTime>) = moves
@@ -281,11 +291,27 @@ async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Vec<
         .filter_map(|m| Some((m.decision.uid, m.hidden_since?)))
         .unzip();
     let mut children: Vec<T> = Vec::new();
+    let mut taken = Vec::new();
     if !hide.is_empty() {
         children.extend(tx.run(T::live_children(), &(hide,)).await?);
     }
     if !show.is_empty() {
-        children.extend(tx.run(T::hidden_children(), &(show, since)).await?);
+        let mut hidden: Vec<T> = tx.run(T::hidden_children(), &(show, since)).await?;
+        if T::ID_IS_OF_TENANT && !hidden.is_empty() {
+            let ids = hidden.iter().map(|child| child.id().to_owned()).collect();
+            let live = tx.lock::<T>(ids).await?.into_keys();
+            let mut used: std::collections::HashSet<String> = live.collect();
+            hidden.retain(|child| {
+                let id = child.id().to_owned();
+                let is_free = used.insert(id.clone());
+                if !is_free {
+                    let error = Error::Taken { kind: T::KIND, id, fields: Vec::new() };
+                    taken.push((child.decision_uid(), error));
+                }
+                is_free
+            });
+        }
+        children.extend(hidden);
     }
     let mut entries = Vec::with_capacity(children.len());
     for child in &mut children {
@@ -300,7 +326,7 @@ async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Vec<
         entries.push((child.decision_uid(), Entry::of(child, action)));
     }
     tx.save(&children).await?;
-    Ok(entries)
+    Ok((entries, taken))
 }
 
 /// What statistics are counted by.

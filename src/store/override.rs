@@ -67,6 +67,8 @@ queries! { "override" {
 } }
 
 impl Child for Override {
+    const ID_IS_OF_TENANT: bool = true;
+
     fn decision_uid(&self) -> Uuid {
         self.decision_uid
     }

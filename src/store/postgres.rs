@@ -256,9 +256,11 @@ impl From<tokio_postgres::Error> for Error {
             };
         };
         match *code {
-            SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => {
-                Self::Conflict(std::sync::Arc::new(error))
-            }
+            // Ids are looked at before they are taken, so one that is taken nevertheless was taken at this moment by
+            // another transaction: the next attempt sees it.
+            SqlState::T_R_SERIALIZATION_FAILURE
+            | SqlState::T_R_DEADLOCK_DETECTED
+            | SqlState::UNIQUE_VIOLATION => Self::Conflict(std::sync::Arc::new(error)),
             SqlState::QUERY_CANCELED => Self::DeadlineExceeded(" while the database was working"),
             SqlState::TOO_MANY_CONNECTIONS
             | SqlState::CANNOT_CONNECT_NOW

@@ -440,3 +440,34 @@ fn delete(world: &World, tenant: &str, id: &str, condition: bool) -> JoinHandle<
         Ok(pb::CreateDecisionResponse { decision, receipt })
     })
 }
+
+#[tokio::test]
+async fn what_comes_back_must_find_its_ids_free() {
+    let world = World::new().await;
+    let mut client = world.decisions();
+    for id in ["d-1", "d-2"] {
+        client.create_decision(create(id, decision("ALLOW", 0.5))).await.unwrap();
+    }
+    let overrule = |decision_id: &str| pb::CreateOverrideRequest {
+        override_id: "o-1".into(),
+        decision_id: decision_id.into(),
+        r#override: Some(pb::Override {
+            proposed_outcome: "DENY".into(),
+            justification: "because it was wrong".into(),
+            reviewer_id: "someone".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    client.create_override(overrule("d-1")).await.unwrap();
+    delete(&world, "default", "d-1", false).await.unwrap().unwrap();
+    client.create_override(overrule("d-2")).await.expect("the id is free again");
+    let back = pb::UndeleteDecisionRequest { decision_id: "d-1".into(), options: None };
+    let status = client.undelete_decision(back.clone()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::AlreadyExists, "EXISTS"));
+    assert!(status.message().contains("override \"o-1\""), "{status:?}");
+    assert_eq!(client.get_decision(get("d-1")).await.unwrap_err().code(), Code::NotFound);
+    delete(&world, "default", "d-2", false).await.unwrap().unwrap();
+    client.undelete_decision(back).await.expect("nothing is in its way any more");
+    world.close().await;
+}

@@ -32,5 +32,6 @@ mod tenant;
 mod removal;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
+mod tenancy;
 mod world;
 mod write;

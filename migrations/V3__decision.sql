@@ -33,14 +33,21 @@ CREATE TABLE casebook.decision (
   PRIMARY KEY (tenant_id, uid)
 );
 CREATE UNIQUE INDEX decision_id ON casebook.decision (tenant_id, id) WHERE delete_time IS NULL;
+-- The few that were deleted, for undeleting.
+CREATE INDEX decision_deleted ON casebook.decision (tenant_id, id, delete_time) WHERE delete_time IS NOT NULL;
 -- The newest first, all or of one verdict.
 CREATE INDEX decision_time ON casebook.decision (tenant_id, decide_time, uid) WHERE delete_time IS NULL;
 CREATE INDEX decision_verdict ON casebook.decision (tenant_id, final_verdict, decide_time, uid)
   WHERE delete_time IS NULL;
 CREATE INDEX decision_subject ON casebook.decision (tenant_id, subject_id, decide_time, uid)
   WHERE delete_time IS NULL AND subject_id <> '';
+-- The least confident first, and few of all by their confidence.
+CREATE INDEX decision_confidence ON casebook.decision (tenant_id, avg_confidence, uid) WHERE delete_time IS NULL;
 -- Equality on labels.* and metadata.*
 CREATE INDEX decision_json ON casebook.decision USING gin (labels jsonb_path_ops, metadata jsonb_path_ops);
+-- The planner guesses how many rows have a label from a sample of values. With the usual hundred, one of them that
+-- happens to match counts for a hundredth of all rows, and the index is passed over.
+ALTER TABLE casebook.decision ALTER COLUMN labels SET STATISTICS 1000, ALTER COLUMN metadata SET STATISTICS 1000;
 CALL casebook.build_wall('casebook.decision');
 
 CREATE TABLE casebook.critic_output (
@@ -71,6 +78,8 @@ CREATE TABLE casebook.critic_output (
 );
 -- An id is unique within its decision.
 CREATE UNIQUE INDEX critic_output_id ON casebook.critic_output (tenant_id, decision_uid, id) WHERE delete_time IS NULL;
+CREATE INDEX critic_output_deleted ON casebook.critic_output (tenant_id, decision_uid, delete_time)
+  WHERE delete_time IS NOT NULL;
 CREATE INDEX critic_output_time ON casebook.critic_output (tenant_id, create_time, uid) WHERE delete_time IS NULL;
 CALL casebook.build_wall('casebook.critic_output');
 
@@ -106,5 +115,7 @@ CREATE TABLE casebook.override (
 );
 CREATE UNIQUE INDEX override_id ON casebook.override (tenant_id, id) WHERE delete_time IS NULL;
 CREATE INDEX override_decision ON casebook.override (tenant_id, decision_uid) WHERE delete_time IS NULL;
+CREATE INDEX override_deleted ON casebook.override (tenant_id, decision_uid, delete_time)
+  WHERE delete_time IS NOT NULL;
 CREATE INDEX override_time ON casebook.override (tenant_id, create_time, uid) WHERE delete_time IS NULL;
 CALL casebook.build_wall('casebook.override');

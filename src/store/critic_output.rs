@@ -57,7 +57,7 @@ queries! { "critic_output" {
         "SELECT {*} FROM critic_output WHERE decision_uid = ANY($1) AND delete_time IS NULL FOR UPDATE";
     HIDDEN_CHILDREN(Vec<Uuid>, Vec<SystemTime>) -> CriticOutput =
         "SELECT {*} FROM critic_output WHERE (decision_uid, delete_time) IN \
-         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) FOR UPDATE";
+         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE";
 } }
 
 impl Child for CriticOutput {

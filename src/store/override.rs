@@ -63,7 +63,7 @@ queries! { "override" {
         "SELECT {*} FROM override WHERE decision_uid = ANY($1) AND delete_time IS NULL FOR UPDATE";
     HIDDEN_CHILDREN(Vec<Uuid>, Vec<SystemTime>) -> Override =
         "SELECT {*} FROM override WHERE (decision_uid, delete_time) IN \
-         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) FOR UPDATE";
+         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE";
 } }
 
 impl Child for Override {

@@ -33,5 +33,7 @@ mod removal;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod tenancy;
+mod plan;
+mod schema;
 mod world;
 mod write;

@@ -1,0 +1,445 @@
+//! What PostgreSQL really does for the service at a hundred thousand rows per tenant: which indexes, how many rows.
+
+use crate::schema::{columns_of, explain_any, queries, store_on};
+use crate::world::{config_of, connect, drop_database, new_database};
+use casebook::store::filter::{Condition, Field, Filter, Op, Value};
+use casebook::store::list::{Cursor, ListQuery, Listing, MAX_EXACT_COUNT, Order, estimated_rows};
+use casebook::store::postgres::{Conn, Lane};
+use casebook::store::{critic_output, decision, log, r#override, policy_rule};
+use serde_json::Value as Json;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+const ROWS: i64 = 100_000;
+
+/// Two tenants with as much each, straight into the tables. The log lies in two months.
+const FILL: &str = r#"
+SET synchronous_commit = off;
+SET session_replication_role = replica;
+CREATE TABLE casebook.log_before PARTITION OF casebook.log FOR VALUES FROM (MINVALUE) TO ('2001-01-01');
+CREATE TEMP TABLE aside AS SELECT indexname, indexdef FROM pg_indexes
+  WHERE schemaname = 'casebook' AND tablename = 'decision' AND indexname <> 'decision_pkey';
+DO $$ DECLARE name text; BEGIN
+  FOR name IN SELECT indexname FROM aside LOOP EXECUTE format('DROP INDEX casebook.%I', name); END LOOP;
+END $$;
+INSERT INTO casebook.decision (tenant_id, uid, id, version, create_time, update_time, delete_time, created_by,
+  updated_by, input_data, final_verdict, reason, avg_confidence, ambiguity, verdict_scores, citations, evidence,
+  policy_rules, state, model_version, trace_id, decide_time, processing_time_us, metadata, labels, retention_class,
+  subject_id, case_hash)
+SELECT t, ('00000000-0000-4000-8000-' || lpad(i::text, 12, '0'))::uuid, 'd' || i, 1, at, at,
+  CASE WHEN i % 50 = 0 THEN at END, '', '', '{}',
+  CASE WHEN i % 1000 = 1 THEN 'REVIEW' WHEN i % 3 = 0 THEN 'DENY' ELSE 'ALLOW' END, '',
+  CASE WHEN i % 10 > 0 THEN (i * 7919 % 100000) / 100000.0 END, NULL, '{}', '[]', '[]', '[]', 1, 'm' || i % 4, '',
+  at, NULL, jsonb_build_object('n', i), jsonb_build_object('team', (i % 20000)::text), '',
+  CASE WHEN i % 2 = 0 THEN 's' || i % 4000 ELSE '' END, ''
+FROM unnest(ARRAY['a', 'b']) t, generate_series(1, 100000) i,
+  LATERAL (SELECT '2026-01-01'::timestamptz + i * interval '1 second' AS at);
+DO $$ DECLARE def text; BEGIN
+  FOR def IN SELECT indexdef FROM aside LOOP EXECUTE def; END LOOP;
+END $$;
+INSERT INTO casebook.critic_output (tenant_id, uid, id, version, create_time, update_time, delete_time, created_by,
+  updated_by, decision_uid, decision_id, critic, verdict, confidence, justification, weight, priority, config_version,
+  evaluate_time, evidence_sources, details)
+SELECT tenant_id, uid, 'c', 1, create_time, update_time, delete_time, '', '', uid, id, 'c', 'ALLOW', 0.5, '', NULL,
+  '', '', NULL, '[]', '{}' FROM casebook.decision WHERE uid < '00000000-0000-4000-8000-000000010000';
+INSERT INTO casebook.override (tenant_id, uid, id, version, create_time, update_time, delete_time, created_by,
+  updated_by, decision_uid, decision_id, original_outcome, proposed_outcome, justification, reason_category,
+  reviewer_id, reviewer_name, reviewer_role, reviewer_email, urgent, priority, expire_time, stakeholder_input,
+  supporting_documents, additional_context)
+SELECT tenant_id, uid, id, 1, create_time, update_time, delete_time, '', '', uid, id, 'ALLOW', 'DENY', '', '', '',
+  '', '', '', false, 0, NULL, '', '[]', '{}' FROM casebook.decision
+  WHERE uid < '00000000-0000-4000-8000-000000010000';
+INSERT INTO casebook.policy_rule (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by, name,
+  rule_type, severity, description, definition, active)
+SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', '', '', '', '', '{}', true FROM casebook.decision
+  WHERE uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.tenant (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
+  display_name, state)
+SELECT 'system', uid, id, 1, create_time, update_time, '', '', '', 1 FROM casebook.decision
+  WHERE tenant_id = 'a' AND uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.api_token (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
+  display_name, roles)
+SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', '', 1 FROM casebook.decision
+  WHERE uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.log (tenant_id, seq, time, kind, uid, id, version, action, method, principal, actor, ip_address,
+  user_agent, request_id, trace_id, context, document, salt, leaf, leaf_hash)
+SELECT t, i, CASE WHEN i > 50000 THEN now() ELSE '2000-12-01'::timestamptz END, 'decision',
+  ('00000000-0000-4000-8000-' || lpad((1 + i % 50000)::text, 12, '0'))::uuid, 'd' || 1 + i % 50000,
+  1 + i / 50001, 'CREATE', 'm', 'p' || i % 100, '', '', '', '', '', NULL, '{}', '', '', ''
+FROM unnest(ARRAY['a', 'b']) t, generate_series(1, 100000) i;
+INSERT INTO casebook.log_head (tenant_id, seq) VALUES ('a', 100000), ('b', 100000);
+ANALYZE;
+"#;
+
+/// One scan of a table, with what it is driven by.
+#[derive(Clone, Debug)]
+struct Scan {
+    kind: String,
+    table: String,
+    /// That of the partitioned table, where the table is a partition.
+    index: String,
+    condition: String,
+    /// Rows looked at, where the plan was run.
+    rows: f64,
+}
+
+#[derive(Debug)]
+struct Plan {
+    scans: Vec<Scan>,
+    sorts: usize,
+    text: String,
+}
+
+impl Plan {
+    fn read(json: &Json, names: &Names) -> Self {
+        let mut plan = Plan { scans: Vec::new(), sorts: 0, text: String::new() };
+        plan.walk(&json[0]["Plan"], names, "");
+        plan.text = format!("{} sorts, {:#?}", plan.sorts, plan.scans);
+        plan
+    }
+
+    fn walk(&mut self, node: &Json, names: &Names, table: &str) {
+        let text = |name: &str| node[name].as_str().unwrap_or_default().to_owned();
+        let number = |name: &str| node[name].as_f64().unwrap_or_default();
+        let (kind, mut table) = (text("Node Type"), table.to_owned());
+        if !text("Relation Name").is_empty() {
+            table = text("Relation Name");
+        }
+        // An incremental sort, of rows that come in order but for the last key, can stop early.
+        if kind == "Sort" {
+            self.sorts += 1;
+        }
+        let is_scan = kind == "Seq Scan" || !text("Index Name").is_empty();
+        if is_scan && names.large.contains(&table) {
+            let index = text("Index Name");
+            self.scans.push(Scan {
+                kind,
+                table: table.clone(),
+                index: names.parents.get(&index).cloned().unwrap_or(index),
+                condition: text("Index Cond"),
+                rows: (number("Actual Rows")
+                    + number("Rows Removed by Filter")
+                    + number("Rows Removed by Index Recheck"))
+                    * number("Actual Loops"),
+            });
+        }
+        for child in node["Plans"].as_array().into_iter().flatten() {
+            self.walk(child, names, &table);
+        }
+    }
+
+    /// No table of a tenant's is read from end to end, nor an index for all of the tenant.
+    fn is_driven(&self) -> bool {
+        self.scans.iter().all(|scan| {
+            let beyond_tenant = scan.condition.matches('=').count()
+                + scan.condition.matches('<').count()
+                + scan.condition.matches('>').count();
+            scan.kind != "Seq Scan" && beyond_tenant > 1
+        })
+    }
+
+    fn rows(&self) -> f64 {
+        self.scans.iter().map(|scan| scan.rows).sum()
+    }
+
+    #[track_caller]
+    fn uses(&self, index: &str) -> &Self {
+        assert!(self.scans.iter().any(|scan| scan.index == index), "not by {index}: {}", self.text);
+        assert!(!self.scans.iter().any(|scan| scan.kind == "Seq Scan"), "{}", self.text);
+        self
+    }
+
+    #[track_caller]
+    fn unsorted(&self) -> &Self {
+        assert_eq!(self.sorts, 0, "{}", self.text);
+        self
+    }
+
+    #[track_caller]
+    fn looks_at(&self, most: f64) -> &Self {
+        assert!(self.rows() <= most, "{} rows rather than {most}: {}", self.rows(), self.text);
+        self
+    }
+}
+
+/// A filled database, entered as the service enters it.
+struct Filled {
+    conn: Conn,
+    names: Names,
+}
+
+struct Names {
+    /// Indexes of partitions, and the index they are part of.
+    parents: BTreeMap<String, String>,
+    /// The tables with many rows. A scan of any other is as good as its index.
+    large: BTreeSet<String>,
+}
+
+impl Filled {
+    async fn enter(conn: Conn, superuser: &Client, tenant: &str) -> Self {
+        let sql = "SELECT c.relname::text, p.relname::text FROM pg_inherits i \
+                   JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent";
+        let rows = superuser.query(sql, &[]).await.unwrap();
+        let parents = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        conn.client().batch_execute("BEGIN").await.unwrap();
+        let set = queries().find(|query| query.name() == "wall.SET_TENANT").unwrap();
+        conn.client().query(set.sql(), &[&tenant]).await.unwrap();
+        let sql = "SELECT relname::text FROM pg_class WHERE relnamespace = 'casebook'::regnamespace \
+                   AND relkind = 'r' AND reltuples >= 1000";
+        let rows = superuser.query(sql, &[]).await.unwrap();
+        let large = rows.iter().map(|row| row.get(0)).collect();
+        Self { conn, names: Names { parents, large } }
+    }
+
+    async fn leave(self) {
+        self.conn.client().batch_execute("ROLLBACK").await.unwrap();
+        self.conn.done();
+    }
+
+    /// Runs a statement with these values, and says how.
+    async fn run(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Plan {
+        let sql = format!("EXPLAIN (ANALYZE, TIMING OFF, BUFFERS OFF, FORMAT JSON) {sql}");
+        let row = match self.conn.client().query_one(&sql, params).await {
+            Ok(row) => row,
+            Err(error) => panic!("{error:?}\n{sql}"),
+        };
+        let Text(plan) = row.get(0);
+        Plan::read(&serde_json::from_slice(&plan).unwrap(), &self.names)
+    }
+
+    async fn page(&self, listing: &Listing, query: &ListQuery) -> Plan {
+        let (sql, params) = listing.page(&columns_of(listing), query);
+        self.run(&sql, &params.as_sql()).await
+    }
+}
+
+/// The bytes of a value in text.
+struct Text(Vec<u8>);
+
+impl tokio_postgres::types::FromSql<'_> for Text {
+    fn from_sql(
+        _: &tokio_postgres::types::Type,
+        raw: &[u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw.to_vec()))
+    }
+    fn accepts(_: &tokio_postgres::types::Type) -> bool {
+        true
+    }
+}
+
+fn order(listing: &'static Listing, name: &str, desc: bool) -> Vec<Order> {
+    vec![Order { field: Field::find(listing.fields, name).unwrap(), desc }]
+}
+
+fn is(listing: &'static Listing, path: &str, op: Op) -> Filter {
+    let mut keys = path.split('.').map(str::to_owned);
+    let field = Field::find(listing.fields, &keys.next().unwrap()).unwrap();
+    Filter::Field(Condition::new(field, keys.collect(), op).unwrap())
+}
+
+fn equals(listing: &'static Listing, path: &str, text: &str) -> Filter {
+    is(listing, path, Op::Equals(Value::Text(text.into())))
+}
+
+/// Two pages of the newest decisions that a filter leaves.
+fn newest(filter: Filter) -> ListQuery {
+    let order = order(&decision::LISTING, "decide_time", true);
+    ListQuery { filter, order, limit: 51, ..ListQuery::default() }
+}
+
+/// Where the listing of the newest decisions is after the i-th row.
+fn after(query: &ListQuery, i: i64) -> Option<Cursor> {
+    let micros = (1_767_225_600 + i) * 1_000_000;
+    let uid = format!("00000000-0000-4000-8000-{i:012}");
+    let cursor = Cursor::parse(&query.order, &[Some(micros.to_string()), Some(uid)]);
+    assert!(cursor.is_some());
+    cursor
+}
+
+#[tokio::test]
+async fn indexes_serve_a_hundred_thousand_rows() {
+    let database = new_database(true).await;
+    let superuser = connect(&config_of(&database).await).await;
+    let begin = std::time::Instant::now();
+    superuser.batch_execute(FILL).await.unwrap();
+    println!("filled in {:?}", begin.elapsed());
+    let store = store_on(&database).await;
+
+    // Lists, on the lane and with the settings that they run with.
+    let filled = Filled::enter(store.connection(Lane::Work).await.unwrap(), &superuser, "a").await;
+    lists_of_decisions(&filled).await;
+    paging(&filled).await;
+    other_lists(&filled).await;
+    totals(&filled).await;
+    filled.leave().await;
+
+    let mut wrong = Vec::new();
+    // The batched lanes plan once, for whatever tenant and values: one without rows may be the first.
+    for lane in [Lane::Read, Lane::Write] {
+        for tenant in ["a", "nobody", "system"] {
+            let conn = store.connection(lane).await.unwrap();
+            let filled = Filled::enter(conn, &superuser, tenant).await;
+            for query in undriven(&filled).await {
+                wrong.push(format!("{lane:?}, first in {tenant}: {query}"));
+            }
+            filled.leave().await;
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let filled = Filled::enter(store.connection(Lane::Read).await.unwrap(), &superuser, "b").await;
+    by_id(&filled).await;
+    filled.leave().await;
+    store.close();
+    drop(superuser);
+    println!("all in {:?}", begin.elapsed());
+    drop_database(&database).await;
+}
+
+async fn lists_of_decisions(filled: &Filled) {
+    let of = &decision::LISTING;
+    filled
+        .page(of, &newest(Filter::default()))
+        .await
+        .uses("decision_time")
+        .unsorted()
+        .looks_at(52.0);
+    let rare = newest(equals(of, "final_verdict", "REVIEW"));
+    filled.page(of, &rare).await.uses("decision_verdict").unsorted().looks_at(52.0);
+    let subject = newest(equals(of, "subject_id", "s44"));
+    filled.page(of, &subject).await.uses("decision_subject").unsorted().looks_at(60.0);
+    let mut json = vec![
+        is(of, "metadata.n", Op::Equals(Value::Int(4711))),
+        is(of, "metadata.n", Op::In(vec![Value::Int(4711), Value::Int(4712)])),
+    ];
+    // Some of them are in the statistics' sample, by chance.
+    json.extend((0..100).map(|team| equals(of, "labels.team", &team.to_string())));
+    for filter in json {
+        // The index knows nothing of tenants.
+        filled.page(of, &newest(filter)).await.uses("decision_json").looks_at(250.0);
+    }
+    let below =
+        |bound: f64| Op::Range { gt: None, gte: None, lt: Some(Value::Float(bound)), lte: None };
+    // What is common is found on the way through the newest; what is rare by its own index.
+    let common = newest(is(of, "avg_confidence", below(0.6)));
+    filled.page(of, &common).await.uses("decision_time").unsorted().looks_at(200.0);
+    let rare = newest(is(of, "avg_confidence", below(0.001)));
+    filled.page(of, &rare).await.uses("decision_confidence").looks_at(200.0);
+    let least = order(of, "avg_confidence", false);
+    let least = ListQuery { order: least, ..newest(Filter::default()) };
+    filled.page(of, &least).await.uses("decision_confidence").unsorted().looks_at(52.0);
+}
+
+/// Far into a listing at a snapshot, with nothing and with something changed since.
+async fn paging(filled: &Filled) {
+    let of = &decision::LISTING;
+    for snapshot in [ROWS, ROWS - 10] {
+        let mut query = newest(Filter::default());
+        query.snapshot = Some(snapshot);
+        for i in [ROWS, ROWS / 2, 51] {
+            query.after = after(&query, i);
+            let plan = filled.page(of, &query).await;
+            plan.uses("decision_time").looks_at(300.0);
+            let scan = plan.scans.iter().find(|scan| scan.index == "decision_time").unwrap();
+            assert!(scan.condition.contains("ROW(decide_time, uid) < ROW("), "{}", plan.text);
+        }
+        query.filter = equals(of, "final_verdict", "REVIEW");
+        query.after = after(&query, ROWS / 2);
+        filled.page(of, &query).await.uses("decision_verdict").looks_at(300.0);
+    }
+}
+
+async fn other_lists(filled: &Filled) {
+    let by_seq = ListQuery {
+        show_deleted: true,
+        order: order(&log::LISTING, "seq", true),
+        limit: 51,
+        ..ListQuery::default()
+    };
+    filled.page(&log::LISTING, &by_seq).await.uses("log_pkey").unsorted().looks_at(110.0);
+    let deep = Cursor::parse(&by_seq.order, &[Some("20000".into()), Some(Uuid::nil().to_string())]);
+    let up_to = Op::Range { gt: None, gte: None, lt: None, lte: Some(Value::Int(ROWS)) };
+    let deep = ListQuery { after: deep, filter: is(&log::LISTING, "seq", up_to), ..by_seq.clone() };
+    filled.page(&log::LISTING, &deep).await.uses("log_pkey").unsorted().looks_at(110.0);
+    let entity = log::of_resource("decision", "d4711", None).unwrap();
+    let entity = ListQuery { filter: entity, ..by_seq.clone() };
+    filled.page(&log::LISTING, &entity).await.uses("log_entity").looks_at(4.0);
+
+    let uid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_4711);
+    for (listing, index, whose) in [
+        (&critic_output::LISTING, "critic_output_time", "critic_output_id"),
+        (&r#override::LISTING, "override_time", "override_decision"),
+        (&policy_rule::LISTING, "policy_rule_time", ""),
+    ] {
+        let order = order(listing, "create_time", true);
+        let all = ListQuery { order, limit: 51, ..ListQuery::default() };
+        filled.page(listing, &all).await.uses(index).unsorted().looks_at(52.0);
+        if !whose.is_empty() {
+            let parent = Some(("d.decision_uid", uid));
+            let of_one = ListQuery { parent, ..all };
+            filled.page(listing, &of_one).await.uses(whose).looks_at(2.0);
+        }
+    }
+}
+
+async fn totals(filled: &Filled) {
+    let client = filled.conn.client();
+    let all = newest(Filter::default());
+    let (sql, params) = decision::LISTING.count(&all);
+    let counted: i64 = client.query_one(&sql, &params.as_sql()).await.unwrap().get(0);
+    assert_eq!(counted, MAX_EXACT_COUNT + 1);
+    let (sql, params) = decision::LISTING.estimate(&all);
+    let rows = client.query(&sql, &params.as_sql()).await.unwrap();
+    let estimate = estimated_rows(rows[0].get(0)).unwrap();
+    assert!((80_000..120_000).contains(&estimate), "{estimate}");
+}
+
+async fn by_id(filled: &Filled) {
+    let get = queries().find(|query| query.name() == "decision.GET").unwrap();
+    let ids = vec!["d1", "d50", "d4711", "nobody"];
+    let plan = filled.run(get.sql(), &[&ids]).await;
+    plan.uses("decision_id").looks_at(3.0);
+    // d50 is deleted.
+    assert_eq!(plan.rows(), 2.0);
+}
+
+/// Every noun has these, but an output's id is unique within its decision only, and only decisions are undeleted.
+const NOBODY_RUNS: &[&str] = &[
+    "critic_output.GET",
+    "critic_output.LOCK",
+    "critic_output.LIVE",
+    "critic_output.LOCK_DELETED",
+    "override.LOCK_DELETED",
+    "policy_rule.LOCK_DELETED",
+    "tenant.LOCK_DELETED",
+    "api_token.LOCK_DELETED",
+];
+
+/// The statements that read all of a tenant for a few rows.
+async fn undriven(filled: &Filled) -> Vec<String> {
+    let mut seen = 0;
+    let mut wrong = Vec::new();
+    for query in queries() {
+        // It asks whether the wall holds: without a tenant there is nothing to see.
+        if query.name() == "status.POWERS" || NOBODY_RUNS.contains(&query.name()) {
+            continue;
+        }
+        let client = filled.conn.client();
+        let params = client.prepare(query.sql()).await.unwrap().params().len();
+        let plan = explain_any(client, query.sql(), params).await.unwrap();
+        let plan = Plan::read(&plan, &filled.names);
+        seen += plan.scans.len();
+        if !plan.is_driven() {
+            let by: Vec<_> = plan
+                .scans
+                .iter()
+                .map(|scan| format!("{} {}", scan.index, scan.condition))
+                .collect();
+            wrong.push(format!("{} by {by:?}", query.name()));
+        }
+    }
+    assert!(seen > 30, "{seen}");
+    wrong
+}

@@ -257,6 +257,15 @@ impl Client {
 /// Where a server listens that nobody configured.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
+/// Where fetched PostgreSQL binaries may lie: here, and beside this program's own project.
+pub fn postgres_folders() -> Vec<PathBuf> {
+    let mut places = vec![PathBuf::from(".postgres")];
+    if let Ok(program) = std::env::current_exe() {
+        places.extend(program.ancestors().skip(1).take(4).map(|folder| folder.join(".postgres")));
+    }
+    places
+}
+
 /// The environment file first, so that the process's own variables win.
 fn process_env(env_file: Option<&Path>) -> Result<Vec<(String, String)>, ConfigError> {
     let mut pairs = match env_file {

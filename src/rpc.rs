@@ -4,6 +4,7 @@ pub mod access;
 pub mod admin;
 pub mod api_token;
 pub mod audit;
+pub mod citation;
 pub mod critic_output;
 pub mod decision;
 pub mod expression;

@@ -1,6 +1,6 @@
 //! Puts the pieces together: configuration in, a running server out, and a clean end.
 
-use crate::config::{Auth, Config, Listen};
+use crate::config::{self, Auth, Config, Listen};
 use crate::edge::auth::{AuthMode, Authenticator};
 use crate::edge::credentials::Directory;
 use crate::edge::deadline::DeadlineLimits;
@@ -69,7 +69,7 @@ impl Database {
         let options = Options {
             data_dir: config.data_dir.clone(),
             bin_dir: config.postgres_bin.clone(),
-            search: binaries(),
+            search: config::postgres_folders(),
             settings: Vec::new(),
             start_timeout: Duration::from_secs(60),
         };
@@ -105,15 +105,6 @@ impl Database {
             tracing::error!(%error, "PostgreSQL did not stop cleanly");
         }
     }
-}
-
-/// Where fetched PostgreSQL binaries may lie: here, and beside this program's own project.
-fn binaries() -> Vec<PathBuf> {
-    let mut places = vec![PathBuf::from(".postgres")];
-    if let Ok(program) = std::env::current_exe() {
-        places.extend(program.ancestors().skip(1).take(4).map(|folder| folder.join(".postgres")));
-    }
-    places
 }
 
 /// The store's part of the configuration.

@@ -1,7 +1,7 @@
 //! DecisionService: checks what callers send, names what the store shall do, and words the answers.
 
 use super::wire::{self, Fields, ReadMask, Write};
-use super::{Api, Selection, json, only, open, page};
+use super::{Api, Selection, citation, json, only, open, page};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::change::Modify;
@@ -385,7 +385,7 @@ fn read_new(fields: &mut Fields, id: String, decision: Option<pb::Decision>) -> 
             avg_confidence: avg_confidence.map(|value| f.confidence("avg_confidence", value)),
             ambiguity: ambiguity.map(|value| f.confidence("ambiguity", value)),
             verdict_scores: read_scores(f, verdict_scores),
-            citations: read_citations(f, citations),
+            citations: citation::read(f, citations),
             evidence: f.references("evidence", evidence),
             policy_rules: f.references("policy_rules", policy_rules),
             state: FINAL,
@@ -434,25 +434,6 @@ fn read_scores(fields: &mut Fields, scores: BTreeMap<String, f64>) -> Json {
         members.insert(verdict, score.into());
     }
     json::of_value(&serde_json::Value::Object(members))
-}
-
-fn read_citations(fields: &mut Fields, citations: Vec<pb::Citation>) -> Json {
-    let items = fields.list("citations", citations, wire::LIST_MAX, |fields, citation| {
-        let pb::Citation { precedent_id, similarity, influence } = citation;
-        let mut members = serde_json::Map::new();
-        members.insert("precedent_id".into(), fields.id("precedent_id", precedent_id).into());
-        if let Some(similarity) = similarity {
-            members.insert(
-                "similarity".into(),
-                fields.number("similarity", similarity, -1.0, 1.0).into(),
-            );
-        }
-        if let Some(influence) = influence {
-            members.insert("influence".into(), fields.confidence("influence", influence).into());
-        }
-        serde_json::Value::Object(members)
-    });
-    json::of_value(&serde_json::Value::Array(items))
 }
 
 impl TryFrom<pb::UpdateDecisionRequest> for Write<Modify<Decision>> {
@@ -619,7 +600,7 @@ impl From<Decision> for pb::Decision {
             ambiguity,
             verdict_scores: json::parsed(&verdict_scores),
             critic_outputs: Vec::new(),
-            citations: citations_of(&citations),
+            citations: citation::written(&citations),
             evidence: references_of(&evidence),
             policy_rules: references_of(&policy_rules),
             // The numbers are the protocol's.
@@ -650,25 +631,6 @@ pub fn references_of(json: &Json) -> Vec<pb::ResourceRef> {
     items
         .into_iter()
         .map(|Reference { kind, id, version }| pb::ResourceRef { kind, id, version })
-        .collect()
-}
-
-fn citations_of(json: &Json) -> Vec<pb::Citation> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Citation {
-        precedent_id: String,
-        similarity: Option<f64>,
-        influence: Option<f64>,
-    }
-    let items: Vec<Citation> = json::parsed(json);
-    items
-        .into_iter()
-        .map(|Citation { precedent_id, similarity, influence }| pb::Citation {
-            precedent_id,
-            similarity,
-            influence,
-        })
         .collect()
 }
 

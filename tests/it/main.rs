@@ -8,6 +8,7 @@
 mod help;
 
 mod admin;
+mod architecture;
 mod audit;
 mod batch;
 mod batching;

@@ -55,10 +55,12 @@ where
         !metadata.target().starts_with("tokio_postgres") || *metadata.level() <= Level::WARN
     });
     // We say ourselves what was migrated.
-    let lines = lines.with_filter(filter_fn(|metadata| {
+    let no_refinery = filter_fn(|metadata| {
         !metadata.target().starts_with("refinery") || *metadata.level() <= Level::WARN
-    }));
-    Ok(Registry::default().with(lines).with(filter).with(no_parameters))
+    });
+    // All of them global, the user's own outermost: its "never" is then remembered for each place in the code. With a
+    // filter on the layer of lines, every trace span in h2 would be looked at again each time it is passed.
+    Ok(Registry::default().with(lines).with(no_parameters).with(no_refinery).with(filter))
 }
 
 /// A panic is a log line like any other, with the span of the call it happened in.

@@ -1,5 +1,7 @@
 //! Puts the pieces together: configuration in, a running server out, and a clean end.
 
+mod connection;
+
 use crate::config::{self, Auth, Config, Listen};
 use crate::edge::auth::{AuthMode, Authenticator};
 use crate::edge::credentials::Directory;
@@ -19,6 +21,7 @@ use crate::store::write::WriteSettings;
 use crate::store::{self, Store};
 use crate::telemetry::{Metrics, pages};
 use crate::{Error, Result};
+use connection::limited;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -416,76 +419,6 @@ impl Server {
             Err(error) if error.is_cancelled() => Ok(()),
             Err(error) => Err(Error::internal(error)),
         }
-    }
-}
-
-/// A stream of connections, of which at most so many are open; further ones wait in the listener's backlog.
-fn limited<S, C, E>(
-    incoming: S,
-    open: Arc<Semaphore>,
-) -> impl tokio_stream::Stream<Item = Result<Connection<C>, E>>
-where
-    S: tokio_stream::Stream<Item = Result<C, E>> + Unpin,
-{
-    futures_util::stream::unfold((incoming, open), |(mut incoming, open)| async move {
-        let permit = Arc::clone(&open).acquire_owned().await.ok()?;
-        let connection = tokio_stream::StreamExt::next(&mut incoming).await?;
-        Some((connection.map(|inner| Connection { inner, _permit: permit }), (incoming, open)))
-    })
-}
-
-/// A connection that counts until it is closed.
-struct Connection<C> {
-    inner: C,
-    _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl<C: tonic::transport::server::Connected> tonic::transport::server::Connected for Connection<C> {
-    type ConnectInfo = C::ConnectInfo;
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.inner.connect_info()
-    }
-}
-
-impl<C: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Connection<C> {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.inner).poll_read(cx, buffer)
-    }
-}
-
-impl<C: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Connection<C> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.inner).poll_write(cx, bytes)
-    }
-    fn poll_write_vectored(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        slices: &[std::io::IoSlice<'_>],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.inner).poll_flush(cx)
-    }
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 

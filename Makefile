@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help run test check fmt lint deny proto bench demo postgres tools
 
-# dev is quick to build; release is several times as fast to run and takes minutes to build.
+# dev is quick to build; release serves faster and takes minutes to build.
 PROFILE ?= dev
 # Passed on to the program of run, test, demo and bench: make run ARGS='--listen 127.0.0.1:50052'
 ARGS ?=

@@ -33,6 +33,7 @@ mod removal;
 mod statistics;
 mod tenant;
 mod removal;
+mod tenant;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod tenancy;

@@ -236,7 +236,7 @@ async fn tokens_are_checked_and_listed_and_their_secret_is_nowhere() {
         found.into_iter().map(|token| token.id).collect::<Vec<_>>()
     };
     assert_eq!(ids("").await, [second.id.clone(), first.id.clone()]);
-    assert_eq!(ids("revoke_time:*").await, [first.id.clone()]);
+    assert_eq!(ids("revoke_time:*").await, [first.id.as_str()]);
     assert_eq!(ids("NOT revoke_time:*").await, [second.id]);
     let log = entries(&world.anonymous(), 10).await;
     let (_, tail) = secret.rsplit_once('_').unwrap();

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[macro_use]
-#[allow(dead_code, reason = "what one day's tests leave unused, the next day's need")]
 mod help;
 
 mod admin;
@@ -15,7 +14,6 @@ mod batching;
 mod critic_output;
 mod decision;
 mod embedded;
-mod fault;
 mod errors;
 mod fault;
 mod health;
@@ -25,22 +23,14 @@ mod r#override;
 mod pages;
 mod plan;
 mod policy_rule;
-#[allow(dead_code, reason = "as above")]
 mod process;
 mod readme;
 mod reasons;
 mod removal;
-mod statistics;
-mod tenant;
-mod removal;
-mod tenant;
-#[allow(dead_code, reason = "as above")]
-mod shutdown;
-mod tenancy;
-mod plan;
-mod removal;
 mod schema;
+mod shutdown;
+mod statistics;
+mod tenancy;
 mod tenant;
-#[allow(dead_code, reason = "as above")]
 mod world;
 mod write;

@@ -77,6 +77,7 @@ ANALYZE;
 #[derive(Clone, Debug)]
 struct Scan {
     kind: String,
+    #[allow(dead_code, reason = "shown when a plan is not the intended one")]
     table: String,
     /// That of the partitioned table, where the table is a partition.
     index: String,

@@ -14,7 +14,7 @@ use casebook::server::{Database, Server};
 use casebook::store::migrate::Migrator;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 async fn health(world: &World) -> ServingStatus {

@@ -113,6 +113,12 @@ impl Player {
         }
     }
 
+    /// Makes a call that shares batches with other tenants' the most.
+    pub async fn read(&mut self) {
+        let call = pb::GetDecisionRequest { decision_id: self.id(), ..Default::default() };
+        told(self.client.decisions().get_decision(call).await);
+    }
+
     /// Makes the next call and tells its answer.
     pub async fn play(&mut self) -> String {
         let mut decisions = self.client.decisions();
@@ -139,7 +145,12 @@ impl Player {
                 let call = pb::BatchCreateDecisionsRequest { requests, options };
                 told(decisions.batch_create_decisions(call).await)
             }
-            6 | 7 => {
+            6 => {
+                let decision_id = self.id();
+                let call = pb::GetDecisionRequest { decision_id, ..Default::default() };
+                told(decisions.get_decision(call).await)
+            }
+            7 => {
                 let version = if self.one_in(3) { self.next(4) as i64 } else { 0 };
                 let (decision_id, consistency) = (self.id(), self.consistency());
                 let consistency = consistency.filter(|_| version == 0);

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 pub struct About {
     pub postgresql: String,
     pub pgbench: String,
-    pub settings: [(&'static str, &'static str); 4],
+    pub settings: [(&'static str, &'static str); 5],
     pub in_flight: usize,
     pub connections: usize,
 }
@@ -103,6 +103,11 @@ impl Report {
                 );
             }
         }
+        for outcome in &self.scenarios {
+            if let Some(note) = &outcome.note {
+                let _ = writeln!(text, "\n`{}`: {note}.", outcome.name);
+            }
+        }
         text
     }
 
@@ -150,15 +155,12 @@ impl Report {
              ## What each side does\n\n",
             about.connections,
         );
-        for outcome in &self.scenarios {
+        for outcome in self.scenarios.iter().filter(|outcome| outcome.ours.is_some()) {
             let _ = writeln!(text, "### `{}`: {}\n", outcome.name, outcome.title);
             for (side, medians) in [("Casebook", &outcome.ours), ("Other", &outcome.theirs)] {
                 if let Some(medians) = medians {
                     let _ = writeln!(text, "- {side}: {}.", medians.what);
                 }
-            }
-            if let Some(note) = &outcome.note {
-                let _ = writeln!(text, "- {note}.");
             }
             text.push('\n');
         }

@@ -77,7 +77,7 @@ async fn a_crashed_postgresql_loses_nothing_and_repeats_nothing() {
         load.progress(20).await;
         a_moment(1, 400).await;
         // What `pg_ctl stop -m immediate` sends: every session is cut and nothing is tidied up.
-        kill(postgres.embedded.pid(), "QUIT");
+        kill(postgres.postmaster().await, "QUIT");
     }
     load.progress(20).await;
     load.settle(&connect(&postgres.embedded.config()).await).await;

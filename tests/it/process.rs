@@ -139,6 +139,8 @@ impl Drop for Served {
 }
 
 pub fn kill(pid: u32, signal: &str) {
+    // 0 would be our own process group, the test runner and its caller included.
+    assert!(pid > 1, "no process to send {signal} to");
     let status = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
     assert!(status.expect("sh").success(), "kill -{signal} {pid}");
 }
@@ -161,6 +163,17 @@ impl Postgres {
         };
         let embedded = Embedded::start(options).await.unwrap_or_else(|error| panic!("{error}"));
         Self { embedded, _folder: folder }
+    }
+
+    /// The postmaster's process id, once it is up: it may be about to be started again.
+    pub async fn postmaster(&self) -> u32 {
+        for _ in 0..PATIENCE.as_millis() / 10 {
+            match self.embedded.pid() {
+                0 => tokio::time::sleep(Duration::from_millis(10)).await,
+                pid => return pid,
+            }
+        }
+        panic!("PostgreSQL does not come back");
     }
 
     pub async fn stop(self) {

@@ -28,6 +28,7 @@ mod readme;
 mod reasons;
 mod removal;
 mod schema;
+#[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod statistics;
 mod tenancy;

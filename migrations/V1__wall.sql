@@ -8,10 +8,13 @@
 -- In `public`, so that dropping our schema never drops the extension with other people's columns.
 CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
 
--- Roles belong to the whole cluster: another database of it may have made this one, even at this moment.
+-- Roles belong to the whole cluster: another database of it may have made this one, even at this moment. Looked for
+-- first, because PostgreSQL asks for the right to create roles before it sees that there is nothing to create.
 DO $$
 BEGIN
-  CREATE ROLE casebook_app NOLOGIN;
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'casebook_app') THEN
+    CREATE ROLE casebook_app NOLOGIN;
+  END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END
 $$;

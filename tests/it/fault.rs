@@ -5,13 +5,14 @@ mod limits;
 mod load;
 mod proxy;
 
-use crate::process::{Postgres, Served, kill, long_tests};
-use crate::world::{connect, through, url_of};
+use crate::process::{PATIENCE, Postgres, Served, kill, long_tests};
+use crate::world::{through, url_of};
 use casebook::pb;
 pub use cuts::log_is_gap_free;
 use load::Load;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio_postgres::NoTls;
 use tonic::transport::Channel;
 
 /// A moment that differs from run to run.
@@ -26,6 +27,21 @@ async fn make_tenants(server: &Channel) {
     for id in ["north", "south"] {
         let request = pb::CreateTenantRequest { tenant_id: id.into(), ..Default::default() };
         tenants.create_tenant(request).await.expect("a new tenant");
+    }
+}
+
+/// A session of the superuser, once PostgreSQL has recovered.
+async fn superuser(postgres: &Postgres) -> tokio_postgres::Client {
+    let began = Instant::now();
+    loop {
+        match postgres.embedded.config().connect(NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                return client;
+            }
+            Err(error) => assert!(began.elapsed() < PATIENCE, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -60,7 +76,7 @@ async fn a_killed_server_loses_nothing_and_repeats_nothing() {
         here.send_replace(server.connect().await);
     }
     load.progress(20).await;
-    load.settle(&connect(&postgres.embedded.config()).await).await;
+    load.settle(&postgres).await;
     server.kill();
     postgres.stop().await;
 }
@@ -80,7 +96,7 @@ async fn a_crashed_postgresql_loses_nothing_and_repeats_nothing() {
         kill(postgres.postmaster().await, "QUIT");
     }
     load.progress(20).await;
-    load.settle(&connect(&postgres.embedded.config()).await).await;
+    load.settle(&postgres).await;
     assert!(!server.log().contains("panicked"), "{}", server.log());
     server.kill();
     postgres.stop().await;
@@ -94,23 +110,28 @@ async fn a_killed_session_loses_nothing_and_repeats_nothing() {
     make_tenants(&channel).await;
     let (_here, server_is_at) = watch::channel(channel);
     let load = Load::start(server_is_at, 12, 8);
-    for n in 0..if long_tests() { 120 } else { 16 } {
+    let rounds = if long_tests() { 120 } else { 16 };
+    let mut killed = 0;
+    for n in 0..rounds {
         load.progress(10).await;
         a_moment(1, 50).await;
-        let database = connect(&postgres.embedded.config()).await;
+        let database = superuser(&postgres).await;
         let end = "SELECT pid FROM pg_stat_activity \
                    WHERE application_name = 'casebook-write' ORDER BY random() LIMIT 1";
-        let Some(row) = database.query_opt(end, &[]).await.unwrap() else { continue };
+        // The session that asks may itself still be a victim of the time before.
+        let Ok(Some(row)) = database.query_opt(end, &[]).await else { continue };
         let pid: i32 = row.get(0);
         if n % 4 == 3 {
             // One session that dies badly takes all others with it, and PostgreSQL recovers from its log.
             kill(pid as u32, "KILL");
         } else {
-            database.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
+            let _ = database.execute("SELECT pg_terminate_backend($1)", &[&pid]).await;
         }
+        killed += 1;
     }
+    assert!(killed >= rounds / 2, "only {killed} of {rounds} sessions were killed");
     load.progress(20).await;
-    load.settle(&connect(&postgres.embedded.config()).await).await;
+    load.settle(&postgres).await;
     assert!(!server.log().contains("panicked"), "{}", server.log());
     server.kill();
     postgres.stop().await;

@@ -1,6 +1,6 @@
 //! Callers who write without pause, remember what they were told, and hold the database to it.
 
-use crate::process::PATIENCE;
+use crate::process::{PATIENCE, Postgres};
 use crate::world::{As, create, decision, reason, request, through};
 use casebook::pb;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,18 +72,19 @@ impl Load {
     }
 
     /// Lets every caller finish, then holds what they were told against the rows and the log.
-    pub async fn settle(self, database: &Client) -> usize {
+    pub async fn settle(self, postgres: &Postgres) {
         self.stop.store(true, Ordering::SeqCst);
         let mut memories = Vec::new();
         for caller in self.callers {
             memories.extend(caller.await.expect("no caller was told a lie"));
         }
         assert!(memories.len() > 100, "only {} writes were tried", memories.len());
+        // Those who repeat their calls have been answered, so PostgreSQL is back.
+        let database = &super::superuser(postgres).await;
         for tenant in TENANTS {
             let mine = memories.iter().filter(|memory| memory.tenant == tenant);
             compare(database, tenant, mine.collect()).await;
         }
-        memories.len()
     }
 }
 

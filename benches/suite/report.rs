@@ -150,7 +150,7 @@ impl Report {
              pgbench does not look into its rows). It is the same for Casebook, echo and Python. Processor time is user and \
              system time from /proc over the measured time; PostgreSQL's is that of all its processes. \"CPU elsewhere\" is \
              the share of the cores that no process of either side used, most of it the kernel's and other people's work; \
-             when it is large, so is the noise. What is recorded is the same on both sides: 320 bytes of input, metadata, \
+             when it is large, so is the noise. What is recorded is the same on both sides: 289 bytes of input, metadata, \
              three labels, a verdict and a confidence, under a new random id of 16 digits.\n\n\
              ## What each side does\n\n",
             about.connections,

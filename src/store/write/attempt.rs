@@ -143,19 +143,25 @@ pub(super) async fn attempt(
     let claim = conn.prepare(ledger::CLAIM.sql()).await?;
     let begin = conn.client().batch_execute("BEGIN");
     let open =
-        in_order(groups.iter().map(|group| open_tenant(&conn, jobs, group, &set_tenant, &claim)));
+        in_order(groups.iter().enumerate().map(|(place, group)| {
+            open_tenant(&conn, jobs, group, place == 0, &set_tenant, &claim)
+        }));
     let (begun, opened) = futures_util::join!(begin, open);
     begun?;
     let opened = opened.into_iter().collect::<Result<Vec<_>>>()?;
+    // One transaction has one time.
+    let now = opened
+        .iter()
+        .find_map(|(now, _)| *now)
+        .ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
 
     let several = groups.len() > 1;
     let tx: Vec<Tx> = groups
         .iter()
-        .zip(&opened)
-        .map(|(group, (now, _))| Tx {
+        .map(|group| Tx {
             conn: &conn,
             tenant: group.tenant,
-            now: *now,
+            now,
             set_tenant: several.then_some(&set_tenant),
         })
         .collect();
@@ -336,19 +342,24 @@ fn group_by_tenant(jobs: &[Job]) -> Vec<Group<'_>> {
     groups.into_iter().map(|(tenant, jobs)| Group { tenant, jobs }).collect()
 }
 
-/// Sets the tenant and claims the request ids of its jobs; answers the time and which ids were new.
+/// Claims the request ids of a tenant's jobs, in that tenant; answers the time and which ids were new. A tenant
+/// without request ids has nothing to say in this flight, unless it is the one that asks for the time.
 async fn open_tenant(
     conn: &Conn,
     jobs: &[Job],
     group: &Group<'_>,
+    asks_time: bool,
     set_tenant: &Statement,
     claim: &Statement,
-) -> Result<(SystemTime, Vec<Claimed>)> {
+) -> Result<(Option<SystemTime>, Vec<Claimed>)> {
     let keys = ledger::Keys::of(group.jobs.iter().map(|&i| &jobs[i]).filter_map(|job| {
         // A rehearsal claims nothing.
         let request = job.options.request.as_ref().filter(|_| !job.options.validate_only)?;
         Some((&*job.caller.principal, job.caller.method, &*request.id, request.digest))
     }));
+    if keys.is_empty() && !asks_time {
+        return Ok((None, Vec::new()));
+    }
     let client = conn.client();
     let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&group.tenant];
     let params = keys.with_digests();
@@ -357,9 +368,7 @@ async fn open_tenant(
         if keys.is_empty() { Ok(Vec::new()) } else { client.query(claim, &params).await }
     });
     let set: Vec<tenant::TenantSet> = read_rows(&set?)?;
-    let now =
-        set.first().map(|row| row.now).ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
-    Ok((now, read_rows(&claimed?)?))
+    Ok((set.first().map(|row| row.now), read_rows(&claimed?)?))
 }
 
 /// Answers the jobs whose request id is not new from the ledger and the log.

@@ -39,7 +39,13 @@ pub async fn run(folder: &Path, extent: Extent, only: &[String]) -> Result<(Vec<
     let ended = measure(folder, &database, extent, only).await;
     let about = About {
         postgresql: database.version().to_owned(),
-        pgbench: database.pgbench.display().to_string(),
+        // Where it lies in the project, or on the system: what the reader can look up.
+        pgbench: database
+            .pgbench
+            .strip_prefix(env!("CARGO_MANIFEST_DIR"))
+            .unwrap_or(&database.pgbench)
+            .display()
+            .to_string(),
         settings: SETTINGS,
         in_flight: IN_FLIGHT,
         connections: CONNECTIONS,

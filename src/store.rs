@@ -13,6 +13,7 @@ pub mod log;
 pub mod migrate;
 pub mod noun;
 pub mod r#override;
+mod pace;
 pub mod policy_rule;
 pub mod postgres;
 pub mod query;

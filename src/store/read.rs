@@ -3,6 +3,7 @@
 use super::backend::{Backend, Op};
 use super::caller::Caller;
 use super::noun::Noun;
+use super::pace::{HOLD_MAX, Lanes};
 use super::postgres::{Conn, Lane, in_order};
 use super::tenant;
 use crate::telemetry::Metrics;
@@ -35,10 +36,9 @@ struct Shared {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     queue: VecDeque<Waiting>,
-    workers: usize,
+    lanes: Lanes,
 }
 
 /// One get that waits for its batch.
@@ -60,7 +60,8 @@ struct Question {
 
 impl Reader {
     pub fn new(backend: Backend, metrics: Arc<Metrics>, settings: ReadSettings) -> Self {
-        Self(Arc::new(Shared { backend, metrics, settings, state: Mutex::default() }))
+        let state = State { queue: VecDeque::new(), lanes: Lanes::new(settings.lanes) };
+        Self(Arc::new(Shared { backend, metrics, settings, state: Mutex::new(state) }))
     }
 
     /// The live row of that id.
@@ -87,11 +88,7 @@ impl Reader {
                 });
             }
             state.queue.push_back(waiting);
-            if state.workers < self.0.settings.lanes {
-                state.workers += 1;
-                let reader = self.clone();
-                tokio::spawn(async move { reader.work().await });
-            }
+            self.wake(&mut state);
         }
         match tokio::time::timeout_at(caller.deadline, answer).await {
             Ok(answer) => answer.map_err(|_| Error::ShuttingDown)?,
@@ -99,26 +96,56 @@ impl Reader {
         }
     }
 
-    /// Runs batches until the queue is empty. While one is under way, the next gathers.
-    async fn work(self) {
-        loop {
-            let batch: Vec<Waiting> = {
-                let mut state = self.0.state();
-                let n = state.queue.len().min(self.0.settings.batch_max);
-                if n == 0 {
-                    state.workers -= 1;
-                    return;
-                }
-                state.queue.drain(..n).collect()
-            };
+    /// Puts a lane to work if it is time for that.
+    fn wake(&self, state: &mut State) {
+        if state.lanes.wants(state.queue.len()) {
+            state.lanes.start();
             let reader = self.clone();
-            // On a task of its own, so that a panic costs its batch and not the lane.
-            if tokio::spawn(async move { reader.run(batch).await }).await.is_err() {
-                tracing::error!(
-                    "a read batch panicked; its callers are answered as if the server had stopped"
-                );
-            }
+            tokio::spawn(async move { reader.work().await });
+        } else if state.lanes.needs_timer(state.queue.len()) {
+            let reader = self.clone();
+            tokio::spawn(async move { reader.work_later().await });
         }
+    }
+
+    /// Takes up what is held back for a fuller batch.
+    async fn work_later(self) {
+        tokio::time::sleep(HOLD_MAX).await;
+        {
+            let mut state = self.0.state();
+            state.lanes.timed_out();
+            if state.queue.is_empty() || !state.lanes.is_free() {
+                return;
+            }
+            state.lanes.start();
+        }
+        self.work().await;
+    }
+
+    /// Runs a batch on the lane that was called. While it is under way, the next gathers.
+    async fn work(self) {
+        // Whoever is about to ask has his turn first.
+        tokio::task::yield_now().await;
+        let batch: Vec<Waiting> = {
+            let mut state = self.0.state();
+            let waiting = state.queue.len();
+            let n = state.lanes.part(waiting).min(self.0.settings.batch_max).min(waiting);
+            state.lanes.take(n);
+            let batch = state.queue.drain(..n).collect();
+            self.wake(&mut state);
+            batch
+        };
+        let taken = batch.len();
+        let reader = self.clone();
+        // On a task of its own, so that a panic costs its batch and not the lane.
+        if taken > 0 && tokio::spawn(async move { reader.run(batch).await }).await.is_err() {
+            tracing::error!(
+                "a read batch panicked; its callers are answered as if the server had stopped"
+            );
+        }
+        let mut state = self.0.state();
+        state.lanes.end(taken);
+        self.wake(&mut state);
     }
 
     async fn run(&self, batch: Vec<Waiting>) {

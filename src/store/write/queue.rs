@@ -3,6 +3,7 @@
 use super::attempt::{Attempted, Verdict, attempt};
 use super::{Batch, Job, RowKey};
 use crate::store::backend::{Backend, Op};
+use crate::store::pace::{HOLD_MAX, Lanes};
 use crate::store::postgres::Lane;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::TxOutcome;
@@ -43,21 +44,28 @@ struct Shared {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     queues: HashMap<Arc<str>, VecDeque<Job>>,
     /// Tenants with work, in the order in which they are served.
     turns: VecDeque<Arc<str>>,
     waiting: usize,
     waiting_bytes: usize,
-    workers: usize,
+    lanes: Lanes,
     /// Rows of the batches in flight.
     busy: HashSet<RowKey>,
 }
 
 impl Writer {
     pub fn new(backend: Backend, metrics: Arc<Metrics>, settings: WriteSettings) -> Self {
-        Self(Arc::new(Shared { backend, metrics, settings, state: Mutex::default() }))
+        let state = State {
+            queues: HashMap::new(),
+            turns: VecDeque::new(),
+            waiting: 0,
+            waiting_bytes: 0,
+            lanes: Lanes::new(settings.lanes),
+            busy: HashSet::new(),
+        };
+        Self(Arc::new(Shared { backend, metrics, settings, state: Mutex::new(state) }))
     }
 
     /// Queues a job. Refuses it when the tenant has too many waiting.
@@ -94,45 +102,65 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts a worker on the queue if a lane is free.
+    /// Puts a lane to work if it is time for that.
     fn wake(&self, state: &mut State) {
-        if state.workers < self.0.settings.lanes {
-            state.workers += 1;
+        if state.lanes.wants(state.waiting) {
+            state.lanes.start();
             let writer = self.clone();
             tokio::spawn(async move { writer.work().await });
+        } else if state.lanes.needs_timer(state.waiting) {
+            let writer = self.clone();
+            tokio::spawn(async move { writer.work_later().await });
         }
     }
 
-    /// Runs batches until nothing is left that can run.
-    async fn work(self) {
-        loop {
-            let jobs = {
-                let mut state = self.0.state();
-                let jobs = state.gather(&self.0.settings);
-                self.0.metrics.write_queue.set(state.waiting as i64);
-                if jobs.is_empty() {
-                    state.workers -= 1;
-                    return;
-                }
-                jobs
-            };
-            let rows: Vec<RowKey> = jobs.iter().flat_map(|job| job.rows.iter().copied()).collect();
-            // On a task of its own, so that a panic costs its batch and not the lane.
-            let writer = self.clone();
-            if tokio::spawn(async move { writer.run(jobs).await }).await.is_err() {
-                tracing::error!(
-                    "a write batch panicked; its callers are answered as if the server had stopped"
-                );
-            }
+    /// Takes up what is held back for a fuller batch.
+    async fn work_later(self) {
+        tokio::time::sleep(HOLD_MAX).await;
+        {
             let mut state = self.0.state();
-            for row in rows {
-                state.busy.remove(&row);
+            state.lanes.timed_out();
+            if state.waiting == 0 || !state.lanes.is_free() {
+                return;
             }
-            // What waited for these rows may suit the other lane.
-            if state.waiting > 0 {
-                self.wake(&mut state);
-            }
+            state.lanes.start();
         }
+        self.work().await;
+    }
+
+    /// Runs a batch on the lane that was called. While it is under way, the next gathers.
+    async fn work(self) {
+        // Whoever is about to write has his turn first.
+        tokio::task::yield_now().await;
+        let jobs = {
+            let mut state = self.0.state();
+            let part = state.lanes.part(state.waiting);
+            let jobs = state.gather(&self.0.settings, part);
+            state.lanes.take(jobs.len());
+            self.0.metrics.write_queue.set(state.waiting as i64);
+            if jobs.is_empty() {
+                // All that waits wants rows that are in flight; the lane that has them calls again when it ends.
+                state.lanes.end(0);
+                return;
+            }
+            self.wake(&mut state);
+            jobs
+        };
+        let taken = jobs.len();
+        let rows: Vec<RowKey> = jobs.iter().flat_map(|job| job.rows.iter().copied()).collect();
+        // On a task of its own, so that a panic costs its batch and not the lane.
+        let writer = self.clone();
+        if tokio::spawn(async move { writer.run(jobs).await }).await.is_err() {
+            tracing::error!(
+                "a write batch panicked; its callers are answered as if the server had stopped"
+            );
+        }
+        let mut state = self.0.state();
+        for row in rows {
+            state.busy.remove(&row);
+        }
+        state.lanes.end(taken);
+        self.wake(&mut state);
     }
 
     /// Sees a batch through: every job is answered, and truthfully.
@@ -281,7 +309,7 @@ impl Shared {
 impl State {
     /// The next batch: one job of each tenant in turn, oldest first, until the batch is full. A job waits when it
     /// touches a row that is in flight, in this batch, or wanted by an older job that waits.
-    fn gather(&mut self, settings: &WriteSettings) -> Vec<Job> {
+    fn gather(&mut self, settings: &WriteSettings, part: usize) -> Vec<Job> {
         let mut batch: Vec<Job> = Vec::new();
         let mut size_bytes = 0;
         let mut held: HashMap<Arc<str>, VecDeque<Job>> = HashMap::new();
@@ -309,7 +337,7 @@ impl State {
                 }
                 continue;
             }
-            let full = batch.len() + 1 > settings.batch_requests_max
+            let full = batch.len() + 1 > settings.batch_requests_max.min(part)
                 || (!batch.is_empty()
                     && size_bytes + job.size_bytes > settings.batch_size_bytes_max);
             if full {

@@ -2,7 +2,7 @@
 
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
-use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
+use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
@@ -156,6 +156,20 @@ impl<T: Noun> Created<T> {
 
 impl<T: Noun> Change for Create<T> {
     type Answer = Vec<T>;
+
+    const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Vec<T>>> =
+        Some(|changes, now| {
+            let mut outcomes = Vec::with_capacity(changes.len());
+            let mut all = Vec::new();
+            for Applied { change, caller } in changes {
+                let rows: Vec<T> =
+                    change.rows.iter().map(|row| stamp(row, caller.acting(), now)).collect();
+                let entries = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
+                all.extend_from_slice(&rows);
+                outcomes.push((rows, entries));
+            }
+            Foreseen { inserts: vec![Insert::of(&all)], outcomes }
+        });
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.extend(self.rows.iter().map(|row| RowKey::new(&[T::KIND, row.id()])));

@@ -14,7 +14,7 @@ use super::log::{Entry, LogRow};
 use super::noun::Noun;
 use super::r#override::Override;
 use super::query::Query;
-use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Tx};
 use crate::{Error, Result, noun};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -121,6 +121,9 @@ impl CreateDecisions {
 impl Change for CreateDecisions {
     type Answer = Vec<Decision>;
 
+    const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Vec<Decision>>> =
+        Some(foresee);
+
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.extend(self.decisions.iter().map(|row| RowKey::new(&[Decision::KIND, &row.id])));
     }
@@ -165,13 +168,9 @@ impl Change for CreateDecisions {
                     if *placed != Placed::New {
                         continue;
                     }
-                    for critic in given {
-                        let mut critic = stamp(critic, applied.caller.acting(), tx.now);
-                        critic.decision_uid = row.uid;
-                        critic.decision_id.clone_from(&row.id);
-                        entries.push(Entry::of(&critic, "CREATE"));
-                        critics.push(critic);
-                    }
+                    let new = critics_of(row, given, applied.caller.acting(), tx.now);
+                    entries.extend(new.iter().map(|critic| Entry::of(critic, "CREATE")));
+                    critics.extend(new);
                 }
                 let answer = created.rows.into_iter().map(|(row, _)| row).collect();
                 outcomes.push(Outcome::Done { answer, entries, shown });
@@ -186,6 +185,47 @@ impl Change for CreateDecisions {
     fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<Decision>> {
         in_order_of(&self.decisions, rows_of(entries)?)
     }
+}
+
+fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foreseen<Vec<Decision>> {
+    let mut outcomes = Vec::with_capacity(changes.len());
+    let (mut decisions, mut critics) = (Vec::with_capacity(changes.len()), Vec::new());
+    for Applied { change, caller } in changes {
+        let author = caller.acting();
+        let rows: Vec<Decision> =
+            change.decisions.iter().map(|row| stamp(row, author, now)).collect();
+        let mut entries: Vec<_> = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
+        for (row, given) in rows.iter().zip(&change.critic_outputs) {
+            let new = critics_of(row, given, author, now);
+            entries.extend(new.iter().map(|critic| Entry::of(critic, "CREATE")));
+            critics.extend(new);
+        }
+        decisions.extend_from_slice(&rows);
+        outcomes.push((rows, entries));
+    }
+    let mut inserts = vec![Insert::of(&decisions)];
+    if !critics.is_empty() {
+        inserts.push(Insert::of(&critics));
+    }
+    Foreseen { inserts, outcomes }
+}
+
+/// The critic outputs that come with a new decision, as they are recorded.
+fn critics_of(
+    decision: &Decision,
+    given: &[CriticOutput],
+    author: &str,
+    now: SystemTime,
+) -> Vec<CriticOutput> {
+    given
+        .iter()
+        .map(|critic| {
+            let mut critic = stamp(critic, author, now);
+            critic.decision_uid = decision.uid;
+            critic.decision_id.clone_from(&decision.id);
+            critic
+        })
+        .collect()
 }
 
 /// Deletes or undeletes a decision together with what belongs to it.

@@ -39,8 +39,9 @@ impl Entry {
 }
 
 row! {
-    /// A log row as it is appended; number and time come from PostgreSQL.
+    /// A log row as it is appended; its number comes from PostgreSQL.
     pub struct Appended {
+        pub time: SystemTime,
         pub kind: String,
         pub uid: Uuid,
         pub id: String,
@@ -134,11 +135,11 @@ row! {
 pub(super) static APPEND: super::query::Query<super::query::Rows<Appended>, Base> =
     super::query::Query::new(
         "log.APPEND",
-        "WITH head AS (INSERT INTO log_head AS h (seq) VALUES (cardinality($1::text[])) \
-         ON CONFLICT (tenant_id) DO UPDATE SET seq = h.seq + cardinality($1::text[]) \
-         RETURNING h.seq - cardinality($1::text[]) AS base), \
-         entries AS (INSERT INTO log (seq, time, {r.*}) \
-         SELECT head.base + e.n, now(), e.kind, e.uid, e.id, e.version, e.action, e.method, e.principal, e.actor, \
+        "WITH head AS (INSERT INTO log_head AS h (seq) VALUES (cardinality($1::timestamptz[])) \
+         ON CONFLICT (tenant_id) DO UPDATE SET seq = h.seq + cardinality($1::timestamptz[]) \
+         RETURNING h.seq - cardinality($1::timestamptz[]) AS base), \
+         entries AS (INSERT INTO log (seq, {r.*}) \
+         SELECT head.base + e.n, e.time, e.kind, e.uid, e.id, e.version, e.action, e.method, e.principal, e.actor, \
          e.ip_address, e.user_agent, e.request_id, e.trace_id, e.context, e.document, e.salt, e.leaf, e.leaf_hash \
          FROM head, unnest({r.unnest}) WITH ORDINALITY AS e ({r.*}, n)) \
          SELECT base FROM head",
@@ -188,6 +189,7 @@ pub fn append(
     leaf.extend_from_slice(format!(",\"v\":1,\"version\":{version}}}").as_bytes());
     let leaf_hash = Sha256::new_with_prefix([0]).chain_update(&leaf).finalize().to_vec();
     Appended {
+        time: now,
         kind: kind.to_owned(),
         uid,
         id,

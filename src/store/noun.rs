@@ -40,6 +40,8 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     fn lock_deleted() -> &'static Query<(Vec<String>,), Self>;
     /// New rows; those whose id is taken do not come back.
     fn insert() -> &'static Query<Rows<Self>, Inserted>;
+    /// New rows whose ids should all be free: it fails if one is taken.
+    fn insert_new() -> &'static Query<Rows<Self>, ()>;
     /// Whole rows by uid.
     fn save() -> &'static Query<Rows<Self>, Inserted>;
     /// Ids and versions of live rows.
@@ -179,13 +181,18 @@ macro_rules! noun {
                     concat!($table, ".INSERT"),
                     concat!("INSERT INTO ", $table, " ({r.*}) SELECT * FROM unnest({r.unnest}) ON CONFLICT DO NOTHING RETURNING uid"),
                 );
+            pub(in $crate::store) static INSERT_NEW: $crate::store::query::Query<Rows<$name>, ()> =
+                $crate::store::query::Query::new(
+                    concat!($table, ".INSERT_NEW"),
+                    concat!("INSERT INTO ", $table, " ({r.*}) SELECT * FROM unnest({r.unnest})"),
+                );
             pub(in $crate::store) static SAVE: $crate::store::query::Query<Rows<$name>, Inserted> =
                 $crate::store::query::Query::new(
                     concat!($table, ".SAVE"),
                     concat!("UPDATE ", $table, " AS d SET {r.set} FROM unnest({r.unnest}) AS u ({r.*}) ",
                             "WHERE d.uid = u.uid RETURNING d.uid"),
                 );
-            pub(in $crate::store) const ROW_QUERIES: &[&dyn $crate::store::query::Check] = &[&INSERT, &SAVE];
+            pub(in $crate::store) const ROW_QUERIES: &[&dyn $crate::store::query::Check] = &[&INSERT, &INSERT_NEW, &SAVE];
         }
 
         impl $crate::store::noun::Noun for $name {
@@ -235,6 +242,9 @@ macro_rules! noun {
             }
             fn insert() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, $crate::store::noun::Inserted> {
                 &$module::INSERT
+            }
+            fn insert_new() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, ()> {
+                &$module::INSERT_NEW
             }
             fn save() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, $crate::store::noun::Inserted> {
                 &$module::SAVE

@@ -206,6 +206,10 @@ impl<R> Rows<R> {
     pub fn new(columns: Vec<Box<dyn ToSql + Send + Sync>>) -> Self {
         Self { columns, row: PhantomData }
     }
+
+    pub fn into_columns(self) -> Vec<Box<dyn ToSql + Send + Sync>> {
+        self.columns
+    }
 }
 
 impl<R: FromRow> Params for Rows<R> {

@@ -37,6 +37,10 @@ queries! { "request_ledger" {
         "INSERT INTO request_ledger (principal, method, request_id, digest) \
          SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[]) \
          ON CONFLICT DO NOTHING RETURNING {*}";
+    /// The same of ids that should all be new: it fails if one is taken.
+    CLAIM_NEW(Vec<String>, Vec<String>, Vec<String>, Vec<Vec<u8>>) -> () =
+        "INSERT INTO request_ledger (principal, method, request_id, digest) \
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])";
     READ(Vec<String>, Vec<String>, Vec<String>) -> LedgerRow =
         "SELECT {*} FROM request_ledger WHERE (principal, method, request_id) IN \
          (SELECT * FROM unnest($1::text[], $2::text[], $3::text[]))";

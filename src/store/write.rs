@@ -5,9 +5,12 @@
 //! answered only after COMMIT. [`Tx`] can be made nowhere else, and only these connections may write at all.
 
 mod attempt;
+mod flight;
+mod foresight;
 mod queue;
 
 pub use attempt::Tx;
+pub use foresight::{Foreseen, Insert};
 pub use queue::{WriteSettings, Writer};
 
 use super::Store;
@@ -19,6 +22,7 @@ use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::any::Any;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -81,6 +85,10 @@ pub trait Change: Send + Sync + Sized + 'static {
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<Self::Answer>>>>;
+
+    /// Tells what changes write at that time if nothing stands in their way, so that the whole batch can go to the
+    /// server in one flight. `None` for what has to look before it writes.
+    const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Self::Answer>> = None;
 
     /// The answer again, from the log entries the first call made or showed.
     fn rebuild(&self, entries: &[LogRow]) -> Result<Self::Answer>;
@@ -184,16 +192,24 @@ struct Job {
 }
 
 type ErasedAnswer = Box<dyn Any + Send>;
-type ApplyGroup = for<'a> fn(
-    &'a Tx<'a>,
-    Vec<(&'a dyn Erased, &'a Caller)>,
-) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>>;
+type Members<'a> = Vec<(&'a dyn Erased, &'a Caller)>;
+type ApplyGroup =
+    for<'a> fn(&'a Tx<'a>, Members<'a>) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>>;
+
+type Foresee = for<'a> fn(Members<'a>, SystemTime) -> Option<Foreseen<ErasedAnswer>>;
+
+/// How changes of one type are made.
+#[derive(Clone, Copy)]
+struct Kind {
+    apply: ApplyGroup,
+    foresee: Option<Foresee>,
+}
 
 /// A [`Change`] whose type the queue need not know.
 trait Erased: Send + Sync {
     fn as_any(&self) -> &dyn Any;
-    /// Applies changes that all have this one's type.
-    fn group(&self) -> ApplyGroup;
+    /// How changes that all have this one's type are made.
+    fn kind(&self) -> Kind;
     fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer>;
     fn reply(self: Box<Self>, result: Result<(ErasedAnswer, Receipt)>);
 }
@@ -208,23 +224,32 @@ impl<C: Change> Erased for Waiting<C> {
         &self.change
     }
 
-    fn group(&self) -> ApplyGroup {
+    fn kind(&self) -> Kind {
+        fn members<'a, C: Change>(jobs: Members<'a>) -> Vec<Applied<'a, C>> {
+            jobs.into_iter()
+                .filter_map(|(job, caller)| {
+                    Some(Applied { change: job.as_any().downcast_ref::<C>()?, caller })
+                })
+                .collect()
+        }
         fn apply<'a, C: Change>(
             tx: &'a Tx<'a>,
-            jobs: Vec<(&'a dyn Erased, &'a Caller)>,
+            jobs: Members<'a>,
         ) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>> {
             Box::pin(async move {
-                let changes: Vec<Applied<'a, C>> = jobs
-                    .into_iter()
-                    .filter_map(|(job, caller)| {
-                        Some(Applied { change: job.as_any().downcast_ref::<C>()?, caller })
-                    })
-                    .collect();
+                let changes = members::<C>(jobs);
                 let outcomes = C::apply(tx, &changes).await?;
                 Ok(outcomes.into_iter().map(Outcome::erase).collect())
             })
         }
-        apply::<C>
+        fn foresee<C: Change>(
+            jobs: Members<'_>,
+            now: SystemTime,
+        ) -> Option<Foreseen<ErasedAnswer>> {
+            Some(C::FORESEE?(&members::<C>(jobs), now).erase())
+        }
+        let foresee: Option<Foresee> = C::FORESEE.is_some().then_some(foresee::<C>);
+        Kind { apply: apply::<C>, foresee }
     }
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer> {

@@ -329,7 +329,7 @@ fn must_exist(kind: Kind, id: &str) -> pb::Precondition {
     pb::Precondition { check: Some(pb::precondition::Check::MustExist(reference(kind, id, 0))) }
 }
 
-fn must_not_exist(kind: Kind, id: &str) -> pb::Precondition {
+pub fn must_not_exist(kind: Kind, id: &str) -> pb::Precondition {
     pb::Precondition { check: Some(pb::precondition::Check::MustNotExist(reference(kind, id, 0))) }
 }
 

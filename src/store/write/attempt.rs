@@ -1,6 +1,8 @@
-//! One attempt at a batch: claim, apply, number, append, COMMIT, in three flights to the server.
+//! One attempt at a batch: claim, apply, number, append, COMMIT, in three flights to the server, or in one.
 
-use super::{Job, Outcome, Precondition, Receipt, Wanted};
+use super::flight::Flight;
+use super::foresight::{self, Foresight};
+use super::{Job, Kind, Outcome, Precondition, Receipt, Wanted};
 use crate::store::log::{self, Appended, Entry, LogRow};
 use crate::store::noun::{Live, Noun};
 use crate::store::postgres::{Conn, in_order, read_rows};
@@ -13,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
-use tokio_postgres::Statement;
+use tokio_postgres::{Row, Statement};
 
 /// An open transaction of the one writer, in one tenant. Only this file makes one.
 pub struct Tx<'a> {
@@ -109,13 +111,56 @@ pub(super) enum Attempted {
 }
 
 /// The jobs of one tenant in a batch, by their places in it.
-struct Group<'a> {
-    tenant: &'a str,
-    jobs: Vec<usize>,
+pub(super) struct Group<'a> {
+    pub tenant: &'a str,
+    pub jobs: Vec<usize>,
+}
+
+impl Group<'_> {
+    /// The open jobs by kind of change.
+    pub fn kinds(&self, jobs: &[Job], progress: &[Progress]) -> Vec<(Kind, Vec<usize>)> {
+        // By address of the function that applies the type, which is as good as the type.
+        let mut kinds: BTreeMap<usize, (Kind, Vec<usize>)> = BTreeMap::new();
+        for &index in &self.jobs {
+            if matches!(progress[index], Progress::Open) {
+                let kind = jobs[index].change.kind();
+                let same = kinds.entry(kind.apply as usize);
+                same.or_insert_with(|| (kind, Vec::new())).1.push(index);
+            }
+        }
+        kinds.into_values().collect()
+    }
+
+    /// The request ids of its jobs. A rehearsal claims nothing.
+    pub fn claims(&self, jobs: &[Job]) -> ledger::Keys {
+        ledger::Keys::of(self.jobs.iter().map(|&i| &jobs[i]).filter_map(|job| {
+            let request = job.options.request.as_ref().filter(|_| !job.options.validate_only)?;
+            Some((&*job.caller.principal, job.caller.method, &*request.id, request.digest))
+        }))
+    }
+}
+
+/// The statements that every batch may need.
+pub(super) struct Statements {
+    pub set_tenant: Statement,
+    append: Statement,
+    settle: Statement,
+    release: Statement,
+}
+
+impl Statements {
+    async fn prepare(conn: &Conn) -> Result<Self> {
+        Ok(Self {
+            set_tenant: conn.prepare(tenant::SET_TENANT.sql()).await?,
+            append: conn.prepare(log::APPEND.sql()).await?,
+            settle: conn.prepare(ledger::SETTLE.sql()).await?,
+            release: conn.prepare(ledger::RELEASE.sql()).await?,
+        })
+    }
 }
 
 /// A job's state between the flights.
-enum Progress {
+pub(super) enum Progress {
     Open,
     /// Answered from the ledger, whose row belongs to an earlier call and stays.
     Known(Verdict),
@@ -132,20 +177,33 @@ enum Progress {
 pub(super) async fn attempt(
     conn: Conn,
     jobs: &[Job],
+    foresight: &Foresight,
     commit_sent: &AtomicBool,
 ) -> Result<Attempted> {
     commit_sent.store(false, Ordering::SeqCst);
-    let set_tenant = conn.prepare(tenant::SET_TENANT.sql()).await?;
+    let statements = Statements::prepare(&conn).await?;
     let groups = group_by_tenant(jobs);
+    if let Some(plan) = foresight::plan(foresight, &groups, jobs) {
+        let flown =
+            foresight::fly(&conn, &statements, foresight, jobs.len(), plan, commit_sent).await?;
+        if let Some(verdicts) = flown {
+            conn.done();
+            return Ok(Attempted::Answered(verdicts));
+        }
+    }
+    let Statements { set_tenant, .. } = &statements;
     let mut progress: Vec<Progress> = jobs.iter().map(|_| Progress::Open).collect();
 
     // First flight: the transaction, the tenants, and which request ids are new.
     let claim = conn.prepare(ledger::CLAIM.sql()).await?;
+    let sent = std::time::Instant::now();
     let begin = conn.client().batch_execute("BEGIN");
-    let open =
-        in_order(groups.iter().enumerate().map(|(place, group)| {
-            open_tenant(&conn, jobs, group, place == 0, &set_tenant, &claim)
-        }));
+    let open = in_order(
+        groups
+            .iter()
+            .enumerate()
+            .map(|(place, group)| open_tenant(&conn, jobs, group, place == 0, set_tenant, &claim)),
+    );
     let (begun, opened) = futures_util::join!(begin, open);
     begun?;
     let opened = opened.into_iter().collect::<Result<Vec<_>>>()?;
@@ -154,6 +212,7 @@ pub(super) async fn attempt(
         .iter()
         .find_map(|(now, _)| *now)
         .ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
+    foresight.heard(sent, now);
 
     let several = groups.len() > 1;
     let tx: Vec<Tx> = groups
@@ -162,7 +221,7 @@ pub(super) async fn attempt(
             conn: &conn,
             tenant: group.tenant,
             now,
-            set_tenant: several.then_some(&set_tenant),
+            set_tenant: several.then_some(set_tenant),
         })
         .collect();
 
@@ -181,19 +240,11 @@ pub(super) async fn attempt(
     // Second flight: the changes, one set-based statement per kind and step, all tenants at once.
     let mut runs = Vec::new();
     for (group, tx) in groups.iter().zip(&tx) {
-        // By address of the function that applies the type, which is as good as the type.
-        let mut kinds: BTreeMap<usize, (super::ApplyGroup, Vec<usize>)> = BTreeMap::new();
-        for &index in &group.jobs {
-            if matches!(progress[index], Progress::Open) {
-                let apply = jobs[index].change.group();
-                kinds.entry(apply as usize).or_insert_with(|| (apply, Vec::new())).1.push(index);
-            }
-        }
-        for (apply, indexes) in kinds.into_values() {
+        for (kind, indexes) in group.kinds(jobs, &progress) {
             runs.push(async move {
                 let changes =
                     indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
-                Ok::<_, Error>((indexes, apply(tx, changes).await?))
+                Ok::<_, Error>((indexes, (kind.apply)(tx, changes).await?))
             });
         }
     }
@@ -227,86 +278,41 @@ pub(super) async fn attempt(
     // servers lock head rows in the same order.
     let mut last = Vec::new();
     for (group, tx) in groups.iter().zip(&tx) {
-        last.push(Settlement::prepare(tx, jobs, group, &mut progress).await?);
-    }
-    let append = conn.prepare(log::APPEND.sql()).await?;
-    let settle = conn.prepare(ledger::SETTLE.sql()).await?;
-    let release = conn.prepare(ledger::RELEASE.sql()).await?;
-    let commit = {
-        let finish = in_order(last.iter().map(|last| async {
-            let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&last.tenant];
-            let (rows, settled, released) =
-                (last.rows.as_sql(), last.settled.as_sql(), last.released.as_sql());
-            let client = conn.client();
-            let (set, base, settled, released) = futures_util::join!(
-                async {
-                    if several {
-                        client.query(&set_tenant, &tenant).await.map(drop)
-                    } else {
-                        Ok(())
-                    }
-                },
-                async {
-                    if last.changes {
-                        client.query(&append, &rows).await.map(Some)
-                    } else {
-                        Ok(None)
-                    }
-                },
-                async {
-                    if last.settles {
-                        client.query(&settle, &settled).await.map(drop)
-                    } else {
-                        Ok(())
-                    }
-                },
-                async {
-                    if last.releases {
-                        client.query(&release, &released).await.map(drop)
-                    } else {
-                        Ok(())
-                    }
-                },
-            );
-            set.and(settled).and(released).and(base)
-        }));
-        commit_sent.store(true, Ordering::SeqCst);
-        let (bases, commit) = futures_util::join!(finish, conn.client().batch_execute("COMMIT"));
-        // The first failure is the cause; what follows it only reports an aborted transaction.
-        bases.into_iter().collect::<Result<Vec<_>, _>>().and_then(|bases| commit.map(|()| bases))
-    };
-    let bases = match commit {
-        Ok(bases) => bases,
-        Err(error) => {
-            let is_word_of_server = error.code().is_some();
-            return Err(match Error::from(error) {
-                // The connection went while COMMIT was on its way.
-                Error::Unavailable { cause, .. } => Error::CommitUnknown(cause),
-                // A failure on our side of it says nothing about what the server did with COMMIT.
-                Error::Internal(cause) if !is_word_of_server => Error::CommitUnknown(cause),
-                // The server answered, so the transaction is rolled back.
-                other => {
-                    commit_sent.store(false, Ordering::SeqCst);
-                    other
-                }
-            });
+        let mut earlier = HashMap::new();
+        for (index, shown) in showing(group, jobs, &progress) {
+            earlier.insert(index, seqs_of(tx, &shown).await?);
         }
-    };
+        let earlier = |index| earlier.remove(&index).unwrap_or_default();
+        last.push(Settlement::new(tx.tenant, tx.now, jobs, group, &mut progress, earlier));
+    }
+    let (statements, flight) = (&statements, &Flight::new(conn.client()));
+    let finish = in_order(last.iter().map(|last| async move {
+        let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&last.tenant];
+        let (set, base) = futures_util::join!(
+            async {
+                if several {
+                    flight.query(&statements.set_tenant, &tenant).await.map(drop)
+                } else {
+                    Ok(())
+                }
+            },
+            last.finish(flight, statements),
+        );
+        set.and(base)
+    }));
+    commit_sent.store(true, Ordering::SeqCst);
+    let (bases, commit) = futures_util::join!(finish, flight.end());
+    // The first failure is the cause; what follows it only reports an aborted transaction.
+    let bases = bases
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(|bases| commit.map(|()| bases))
+        .map_err(|error| flight.failed(error, commit_sent))?;
 
     let mut seqs: Vec<i64> = vec![0; jobs.len()];
-    for (last, rows) in last.iter().zip(bases) {
-        let base = match rows {
-            Some(rows) => {
-                // It is committed: from here on nothing may look as if it could run again.
-                let rows = read_rows::<log::Base>(&rows);
-                let rows = rows.map_err(|error| Error::CommitUnknown(Arc::new(error)))?;
-                rows.first().map_or(0, |row| row.base)
-            }
-            None => 0,
-        };
-        for &(index, offset) in &last.offsets {
-            seqs[index] = base + offset;
-        }
+    for (last, base) in last.iter().zip(bases) {
+        // It is committed: from here on nothing may look as if it could run again.
+        last.number(base, &mut seqs).map_err(|error| Error::CommitUnknown(Arc::new(error)))?;
     }
     drop(tx);
     conn.done();
@@ -316,7 +322,7 @@ pub(super) async fn attempt(
 }
 
 impl Progress {
-    fn over(self, seq: i64, rehearsed: bool) -> Verdict {
+    pub(super) fn over(self, seq: i64, rehearsed: bool) -> Verdict {
         match self {
             Progress::Known(verdict) | Progress::Over(verdict) => verdict,
             Progress::Applied { answer, unchanged, .. } => {
@@ -352,11 +358,7 @@ async fn open_tenant(
     set_tenant: &Statement,
     claim: &Statement,
 ) -> Result<(Option<SystemTime>, Vec<Claimed>)> {
-    let keys = ledger::Keys::of(group.jobs.iter().map(|&i| &jobs[i]).filter_map(|job| {
-        // A rehearsal claims nothing.
-        let request = job.options.request.as_ref().filter(|_| !job.options.validate_only)?;
-        Some((&*job.caller.principal, job.caller.method, &*request.id, request.digest))
-    }));
+    let keys = group.claims(jobs);
     if keys.is_empty() && !asks_time {
         return Ok((None, Vec::new()));
     }
@@ -502,8 +504,8 @@ async fn check_preconditions(
 }
 
 /// What the last flight sends for one tenant.
-struct Settlement<'a> {
-    tenant: &'a str,
+pub(super) struct Settlement<'a> {
+    pub tenant: &'a str,
     rows: crate::store::query::Rows<Appended>,
     /// Job and the offset of its last entry from the tenant's base.
     offsets: Vec<(usize, i64)>,
@@ -515,22 +517,23 @@ struct Settlement<'a> {
 }
 
 impl<'a> Settlement<'a> {
-    async fn prepare(
-        tx: &Tx<'a>,
+    /// Takes the entries of the applied jobs; `earlier` gives the numbers of a job's versions that were there before.
+    pub fn new(
+        tenant: &'a str,
+        now: SystemTime,
         jobs: &[Job],
         group: &Group<'_>,
         progress: &mut [Progress],
-    ) -> Result<Settlement<'a>> {
+        mut earlier: impl FnMut(usize) -> Vec<i64>,
+    ) -> Self {
         let mut rows = Vec::new();
         let mut offsets = Vec::new();
         let mut settled = Vec::new();
         let mut failed = Vec::new();
-        let mut changes = false;
         for &index in &group.jobs {
             let job = &jobs[index];
             match &mut progress[index] {
-                Progress::Applied { entries, shown, .. } => {
-                    changes = true;
+                Progress::Applied { entries, .. } => {
                     let first = rows.len() as i64 + 1;
                     let made = entries.len();
                     let request_id = match &job.options.request {
@@ -540,20 +543,11 @@ impl<'a> Settlement<'a> {
                     for (n, entry) in std::mem::take(entries).into_iter().enumerate() {
                         let salt = salt(&job.seed, n);
                         let context = job.options.context.as_ref();
-                        rows.push(log::append(
-                            entry,
-                            &job.caller,
-                            request_id,
-                            context,
-                            salt,
-                            tx.now,
-                        ));
+                        rows.push(log::append(entry, &job.caller, request_id, context, salt, now));
                     }
                     offsets.push((index, rows.len() as i64));
                     if let Some(request) = &job.options.request {
-                        let earlier =
-                            if shown.is_empty() { Vec::new() } else { seqs_of(tx, shown).await? };
-                        settled.push((job, request, first, made, earlier));
+                        settled.push((job, request, first, made, earlier(index)));
                     }
                 }
                 Progress::Over(Verdict::Failed(_)) => {
@@ -569,10 +563,10 @@ impl<'a> Settlement<'a> {
         let keys = ledger::Keys::of(failed.iter().map(|(job, request)| {
             (&*job.caller.principal, job.caller.method, &*request.id, request.digest)
         }));
-        Ok(Settlement {
-            tenant: tx.tenant,
+        Self {
+            tenant,
+            changes: !offsets.is_empty(),
             offsets,
-            changes,
             settles: !settled.is_empty(),
             settled: ledger::Settled::of(settled.iter().map(
                 |(job, request, first, made, earlier)| {
@@ -584,8 +578,71 @@ impl<'a> Settlement<'a> {
             releases: !keys.is_empty(),
             released: keys.params(),
             rows: Appended::unnest(&rows),
-        })
+        }
     }
+
+    /// Numbers, appends and settles, in the tenant that is set; sends all of it on the first poll.
+    pub async fn finish(
+        &self,
+        flight: &Flight<'_>,
+        statements: &Statements,
+    ) -> Result<Option<Vec<Row>>, tokio_postgres::Error> {
+        let (rows, settled, released) =
+            (self.rows.as_sql(), self.settled.as_sql(), self.released.as_sql());
+        let (base, settled, released) = futures_util::join!(
+            async {
+                if self.changes {
+                    flight.query(&statements.append, &rows).await.map(Some)
+                } else {
+                    Ok(None)
+                }
+            },
+            async {
+                if self.settles {
+                    flight.query(&statements.settle, &settled).await.map(drop)
+                } else {
+                    Ok(())
+                }
+            },
+            async {
+                if self.releases {
+                    flight.query(&statements.release, &released).await.map(drop)
+                } else {
+                    Ok(())
+                }
+            },
+        );
+        // The first failure is the cause.
+        let base = base?;
+        settled.and(released).map(|()| base)
+    }
+
+    /// Writes the number of each job's last entry.
+    pub fn number(&self, base: Option<Vec<Row>>, seqs: &mut [i64]) -> Result<()> {
+        let base = match base {
+            Some(rows) => read_rows::<log::Base>(&rows)?.first().map_or(0, |row| row.base),
+            None => 0,
+        };
+        for &(index, offset) in &self.offsets {
+            seqs[index] = base + offset;
+        }
+        Ok(())
+    }
+}
+
+/// The jobs that were made under a request id and show versions that were there before.
+fn showing(
+    group: &Group<'_>,
+    jobs: &[Job],
+    progress: &[Progress],
+) -> Vec<(usize, Vec<super::Shown>)> {
+    let shown = |&index: &usize| match &progress[index] {
+        Progress::Applied { shown, .. } if jobs[index].options.request.is_some() => {
+            (!shown.is_empty()).then(|| (index, shown.clone()))
+        }
+        _ => None,
+    };
+    group.jobs.iter().filter_map(shown).collect()
 }
 
 async fn seqs_of(tx: &Tx<'_>, shown: &[super::Shown]) -> Result<Vec<i64>> {

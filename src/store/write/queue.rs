@@ -1,6 +1,7 @@
 //! Gathers writes into batches while earlier ones commit, and sees each batch through to truthful answers.
 
 use super::attempt::{Attempted, Verdict, attempt};
+use super::foresight::Foresight;
 use super::{Batch, Job, RowKey};
 use crate::store::backend::{Backend, Op};
 use crate::store::pace::{HOLD_MAX, Lanes};
@@ -41,6 +42,7 @@ struct Shared {
     backend: Backend,
     metrics: Arc<Metrics>,
     settings: WriteSettings,
+    foresight: Arc<Foresight>,
     state: Mutex<State>,
 }
 
@@ -65,7 +67,8 @@ impl Writer {
             lanes: Lanes::new(settings.lanes),
             busy: HashSet::new(),
         };
-        Self(Arc::new(Shared { backend, metrics, settings, state: Mutex::new(state) }))
+        let (foresight, state) = (Arc::default(), Mutex::new(state));
+        Self(Arc::new(Shared { backend, metrics, settings, foresight, state }))
     }
 
     /// Queues a job. Refuses it when the tenant has too many waiting.
@@ -220,9 +223,11 @@ impl Writer {
         let commit_sent = Arc::new(AtomicBool::new(false));
         let op = {
             let (batch, commit_sent) = (Arc::clone(&batch), Arc::clone(&commit_sent));
+            let foresight = Arc::clone(&self.0.foresight);
             Op::new("write.BATCH", Lane::Write, deadline, move |conn| {
                 let (batch, commit_sent) = (Arc::clone(&batch), Arc::clone(&commit_sent));
-                Box::pin(async move { attempt(conn, &batch, &commit_sent).await })
+                let foresight = Arc::clone(&foresight);
+                Box::pin(async move { attempt(conn, &batch, &foresight, &commit_sent).await })
             })
         };
         let mut outcome = self.0.backend.call(op).await;

@@ -2,7 +2,8 @@
 
 use super::proxy::{Cut, Proxy};
 use crate::world::{World, config_of, create, create_once, decision, new_database, reason};
-use casebook::pb;
+use crate::write::must_not_exist;
+use casebook::pb::{self, ResourceKind as Kind};
 use tokio_postgres::Client;
 use tonic::{Code, Status};
 
@@ -94,6 +95,16 @@ async fn a_lost_commit_is_made_up_for() {
 
 #[tokio::test]
 async fn a_lost_batch_is_told_apart_call_by_call() {
+    a_batch_is_lost(false).await;
+}
+
+#[tokio::test]
+async fn a_batch_lost_in_its_one_flight_is_told_apart_call_by_call() {
+    a_batch_is_lost(true).await;
+}
+
+/// A batch whose calls are all new goes in one flight; one with a precondition has to look first.
+async fn a_batch_is_lost(all_new: bool) {
     for cut in [Cut::AfterCommit, Cut::BeforeCommit] {
         // One lane, so that what waits for the first write is one batch.
         let (world, proxy) = world(&[("write_lanes", "1")]).await;
@@ -106,11 +117,16 @@ async fn a_lost_batch_is_told_apart_call_by_call() {
             let mut client = world.decisions();
             calls.push(tokio::spawn(async move {
                 let content = decision("ALLOW", 0.9);
-                let call = match n % 3 {
+                let mut call = match n % 3 {
+                    2 if all_new => create_once(&format!("r-{n}"), &format!("d-{n}"), content),
                     0 => create(&format!("d-{n}"), content),
                     1 => create_once(&format!("r-{n}"), &format!("d-{n}"), content),
                     _ => create_once(&format!("r-{n}"), "taken", content),
                 };
+                if n == 4 && !all_new {
+                    call.options.as_mut().unwrap().preconditions =
+                        vec![must_not_exist(Kind::Decision, "none")];
+                }
                 client.create_decision(call).await
             }));
             if n == 0 {
@@ -134,7 +150,7 @@ async fn a_lost_batch_is_told_apart_call_by_call() {
                     assert_eq!(written, if cut == Cut::AfterCommit { (1, 1) } else { (0, 0) });
                     lost += 1;
                 }
-                (1, answer) => {
+                (1 | 2, answer) if n % 3 == 1 || all_new => {
                     let answer = answer.expect("the true answer");
                     assert!(!answer.receipt.unwrap().replayed);
                     assert_eq!(written, (1, 1));

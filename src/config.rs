@@ -188,6 +188,14 @@ fn derive(layers: &mut Layers) {
     } else {
         layers.derive("log_format", Some("json"), "standard error is not a terminal");
     }
+    let threads = worker_threads_default().to_string();
+    layers.derive("worker_threads", Some(&threads), "half of the cores, at least 1");
+}
+
+/// Callers and often PostgreSQL share the machine, and threads that wake each other cost more than they bring there: on
+/// two cores one thread takes a fifth less processor time per call than two.
+pub fn worker_threads_default() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2).max(1)
 }
 
 /// What the commands that call a server need to know.

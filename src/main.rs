@@ -72,14 +72,7 @@ fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(error) => error.exit(),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("casebook: no runtime: {error}");
-            return ExitCode::from(exit::FAILED);
-        }
-    };
-    match runtime.block_on(run(invocation)) {
+    match start(invocation) {
         Ok(code) => ExitCode::from(code),
         Err(Failure(code, text)) => {
             eprintln!("casebook: {text}");
@@ -88,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(invocation: Invocation) -> Result<u8, Failure> {
+fn start(invocation: Invocation) -> Result<u8, Failure> {
     let Invocation { config_file, env_file, flags, command } = invocation;
     match command {
         Command::Config(ConfigCommand::List) => {
@@ -98,12 +91,12 @@ async fn run(invocation: Invocation) -> Result<u8, Failure> {
         Command::Demo(command) => {
             let client = Client::from_process(env_file.as_deref(), command.address, command.token)
                 .map_err(usage)?;
-            return record_demo(client, command.count, command.concurrency).await;
+            return runtime(1)?.block_on(record_demo(client, command.count, command.concurrency));
         }
         Command::Health(command) => {
             let client =
                 Client::from_process(env_file.as_deref(), command.address, None).map_err(usage)?;
-            return check_health(client, command.service).await;
+            return runtime(1)?.block_on(check_health(client, command.service));
         }
         _ => {}
     }
@@ -120,6 +113,16 @@ async fn run(invocation: Invocation) -> Result<u8, Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    runtime(config.worker_threads)?.block_on(run(command, config))
+}
+
+fn runtime(worker_threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let built = builder.worker_threads(worker_threads).enable_all().build();
+    built.map_err(|error| Failure(exit::FAILED, format!("no runtime: {error}")))
+}
+
+async fn run(command: Command, config: Config) -> Result<u8, Failure> {
     match command {
         Command::Serve => serve(config).await,
         Command::Migrate(command) => {

@@ -50,7 +50,9 @@ unimplemented_calls! {
 /// Serves until killed, on the runtime that `casebook serve` uses.
 pub fn run(answer: &Path) -> Result<()> {
     let answer = pb::GetDecisionResponse::decode(&std::fs::read(answer)?[..])?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let threads = casebook::config::worker_threads_default();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(threads).enable_all().build()?;
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("listening on {}", listener.local_addr()?);

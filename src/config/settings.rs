@@ -249,6 +249,8 @@ settings! {
             "How log lines look: pretty for people, json for collectors.";
         log_filter: String = text("info"), Kind::Filter, "filter",
             "Which log lines appear; debug costs throughput.";
+        worker_threads: usize = derived("half of the cores, at least 1"), number(1, 1024), "threads",
+            "How many threads run calls; where nothing else uses the machine, as many as cores.";
     }
 
     Database {
@@ -324,7 +326,7 @@ settings! {
         write_queue_max_per_tenant: usize = n(1024), number(1, 1_000_000), "requests",
             "How many writes of one tenant may wait; more are answered RESOURCE_EXHAUSTED.";
         write_queue_max_bytes: usize = n(128 * MIB), number(MIB, 64 * 1024 * MIB), "bytes",
-            "How many bytes of writes may wait in all; more are answered RESOURCE_EXHAUSTED.";
+            "How many bytes of writes may wait, a quarter of them of one tenant; more get RESOURCE_EXHAUSTED.";
         write_batch_max_requests: usize = n(256), number(1, 10_000), "requests",
             "How many waiting writes of a tenant share one transaction.";
         write_batch_max_bytes: usize = n(4 * MIB), number(64 * KIB, 256 * MIB), "bytes",

@@ -159,15 +159,14 @@ impl<T: Noun> Change for Create<T> {
 
     const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Vec<T>>> =
         Some(|changes, now| {
-            let mut outcomes = Vec::with_capacity(changes.len());
-            let mut all = Vec::new();
+            let mut outcomes: Vec<(Vec<T>, _)> = Vec::with_capacity(changes.len());
             for Applied { change, caller } in changes {
                 let rows: Vec<T> =
                     change.rows.iter().map(|row| stamp(row, caller.acting(), now)).collect();
                 let entries = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
-                all.extend_from_slice(&rows);
                 outcomes.push((rows, entries));
             }
+            let all: Vec<&T> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
             Foreseen { inserts: vec![Insert::of(&all)], outcomes }
         });
 

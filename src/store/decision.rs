@@ -188,8 +188,8 @@ impl Change for CreateDecisions {
 }
 
 fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foreseen<Vec<Decision>> {
-    let mut outcomes = Vec::with_capacity(changes.len());
-    let (mut decisions, mut critics) = (Vec::with_capacity(changes.len()), Vec::new());
+    let mut outcomes: Vec<(Vec<Decision>, _)> = Vec::with_capacity(changes.len());
+    let mut critics = Vec::new();
     for Applied { change, caller } in changes {
         let author = caller.acting();
         let rows: Vec<Decision> =
@@ -200,12 +200,12 @@ fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foresee
             entries.extend(new.iter().map(|critic| Entry::of(critic, "CREATE")));
             critics.extend(new);
         }
-        decisions.extend_from_slice(&rows);
         outcomes.push((rows, entries));
     }
+    let decisions: Vec<&Decision> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
     let mut inserts = vec![Insert::of(&decisions)];
     if !critics.is_empty() {
-        inserts.push(Insert::of(&critics));
+        inserts.push(Insert::of(&critics.iter().collect::<Vec<_>>()));
     }
     Foreseen { inserts, outcomes }
 }

@@ -28,7 +28,7 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     fn set_meta(&mut self, meta: Meta);
     /// Name and canonical value of each field.
     fn document_fields(&self) -> Vec<(&'static str, &dyn super::canonical::Canonical)>;
-    fn unnest(rows: &[Self]) -> Rows<Self>;
+    fn unnest<'a>(rows: impl ExactSizeIterator<Item = &'a Self> + Clone) -> Rows<Self>;
     /// Completes a new row with what depends on the time of its creation.
     fn stamp(&mut self, _now: SystemTime) {}
 
@@ -228,7 +228,9 @@ macro_rules! noun {
             fn document_fields(&self) -> Vec<(&'static str, &dyn $crate::store::canonical::Canonical)> {
                 self.fields()
             }
-            fn unnest(rows: &[Self]) -> $crate::store::query::Rows<Self> {
+            fn unnest<'a>(
+                rows: impl ExactSizeIterator<Item = &'a Self> + Clone,
+            ) -> $crate::store::query::Rows<Self> {
                 Self::unnest(rows)
             }
             fn get() -> &'static $crate::store::query::Query<(Vec<String>,), Self> {

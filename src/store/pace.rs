@@ -16,7 +16,10 @@ pub(super) const HOLD_MAX: Duration = Duration::from_millis(20);
 pub(super) struct Lanes {
     max: usize,
     busy: usize,
+    /// Taken in this epoch.
     in_flight: usize,
+    /// What was taken in an earlier one hangs: nothing is held back for its sake.
+    epoch: u64,
     /// A lane has been called to work and has not taken anything yet.
     is_starting: bool,
     /// A timer runs that will take up what is held back.
@@ -25,7 +28,7 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub fn new(max: usize) -> Self {
-        Self { max, busy: 0, in_flight: 0, is_starting: false, is_timed: false }
+        Self { max, busy: 0, in_flight: 0, epoch: 0, is_starting: false, is_timed: false }
     }
 
     /// Whether a lane should be called to take up what waits.
@@ -51,15 +54,18 @@ impl Lanes {
     }
 
     /// The lane that was called has taken so much.
-    pub fn take(&mut self, taken: usize) {
+    pub fn take(&mut self, calls: usize) -> Taken {
         self.is_starting = false;
-        self.in_flight += taken;
+        self.in_flight += calls;
+        Taken { calls, epoch: self.epoch }
     }
 
-    /// The lane that took so much is free again.
-    pub fn end(&mut self, taken: usize) {
+    /// The lane that took this is free again.
+    pub fn end(&mut self, taken: Taken) {
         self.busy -= 1;
-        self.in_flight -= taken;
+        if taken.epoch == self.epoch {
+            self.in_flight -= taken.calls;
+        }
     }
 
     /// Whether somebody has to wait [`HOLD_MAX`] and then call [`Lanes::timed_out`].
@@ -69,40 +75,52 @@ impl Lanes {
         needs
     }
 
+    /// What is in flight now has been so for [`HOLD_MAX`] or nearly.
     pub fn timed_out(&mut self) {
         self.is_timed = false;
+        self.in_flight = 0;
+        self.epoch += 1;
     }
+}
+
+/// What a lane has in flight.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Taken {
+    calls: usize,
+    epoch: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::VecDeque;
 
-    fn begin(lanes: &mut Lanes, taken: usize) {
+    fn begin(lanes: &mut Lanes, calls: usize) -> Taken {
         lanes.start();
-        lanes.take(taken);
+        lanes.take(calls)
     }
 
     #[test]
     fn a_lone_call_goes_at_once() {
         let mut lanes = Lanes::new(2);
         assert!(lanes.wants(1));
-        begin(&mut lanes, 1);
+        let first = begin(&mut lanes, 1);
         // And a second one beside it.
         assert!(lanes.wants(1));
-        begin(&mut lanes, 1);
+        let _second = begin(&mut lanes, 1);
         assert!(!lanes.wants(9), "no third lane");
-        lanes.end(1);
+        lanes.end(first);
         assert!(lanes.wants(1));
     }
 
     #[test]
     fn a_further_lane_waits_for_a_batch_of_the_same_size() {
         let mut lanes = Lanes::new(2);
-        begin(&mut lanes, 32);
+        let taken = begin(&mut lanes, 32);
         assert!(!lanes.wants(31));
         assert!(lanes.wants(32));
-        lanes.end(32);
+        lanes.end(taken);
         assert!(lanes.wants(1), "no lane is at work");
     }
 
@@ -111,7 +129,7 @@ mod tests {
         let mut lanes = Lanes::new(2);
         lanes.start();
         assert!(!lanes.wants(9));
-        lanes.take(5);
+        let _taken = lanes.take(5);
         assert!(lanes.wants(5));
     }
 
@@ -119,7 +137,7 @@ mod tests {
     fn a_lane_leaves_the_others_their_part() {
         let mut lanes = Lanes::new(2);
         assert_eq!(lanes.part(64), 32);
-        begin(&mut lanes, 32);
+        let _taken = begin(&mut lanes, 32);
         assert_eq!(lanes.part(32), 32);
         assert_eq!(lanes.part(1), 17);
         assert_eq!(Lanes::new(1).part(64), 64);
@@ -131,23 +149,20 @@ mod tests {
     fn closed_loops_do_not_fall_into_batches_of_one() {
         for callers in [8, 64, 256] {
             let mut lanes = Lanes::new(2);
-            let (mut waiting, mut flying) = (0, std::collections::VecDeque::new());
+            let (mut waiting, mut flying): (usize, VecDeque<Taken>) = (0, VecDeque::new());
             let (mut batches, mut calls) = (0, 0);
             let mut step =
-                |lanes: &mut Lanes,
-                 waiting: &mut usize,
-                 flying: &mut std::collections::VecDeque<usize>| {
+                |lanes: &mut Lanes, waiting: &mut usize, flying: &mut VecDeque<Taken>| {
                     while lanes.wants(*waiting) {
-                        let taken = lanes.part(*waiting).min(*waiting);
-                        begin(lanes, taken);
-                        *waiting -= taken;
-                        flying.push_back(taken);
+                        let taken = begin(lanes, lanes.part(*waiting).min(*waiting));
+                        *waiting -= taken.calls;
                         batches += 1;
-                        calls += taken;
+                        calls += taken.calls;
+                        flying.push_back(taken);
                     }
                 };
             for _ in 0..100 {
-                while waiting + flying.iter().sum::<usize>() < callers {
+                while waiting + flying.iter().map(|taken| taken.calls).sum::<usize>() < callers {
                     waiting += 1;
                     step(&mut lanes, &mut waiting, &mut flying);
                 }
@@ -161,11 +176,19 @@ mod tests {
     #[test]
     fn what_is_held_back_gets_one_timer() {
         let mut lanes = Lanes::new(2);
-        begin(&mut lanes, 32);
+        let hangs = begin(&mut lanes, 32);
         assert!(!lanes.needs_timer(0));
         assert!(lanes.needs_timer(1));
         assert!(!lanes.needs_timer(2), "one is running");
         lanes.timed_out();
         assert!(lanes.needs_timer(2));
+        // Nobody waits any more for what hangs.
+        assert!(lanes.wants(1));
+        let taken = begin(&mut lanes, 1);
+        lanes.end(taken);
+        assert!(lanes.wants(1));
+        lanes.end(hangs);
+        let _taken = begin(&mut lanes, 7);
+        assert!(!lanes.wants(6));
     }
 }

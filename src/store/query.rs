@@ -1,10 +1,11 @@
 //! SQL text bound to the Rust types of its parameters and rows.
 
 use super::canonical::{Canonical, Json};
+use bytes::{BufMut, BytesMut};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 use std::time::SystemTime;
-use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::types::{FromSql, IsNull, Kind, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
@@ -52,21 +53,27 @@ pub trait ColumnType:
     for<'a> FromSql<'a> + ToSql + Canonical + Clone + Send + Sync + 'static
 {
     const SQL_TYPE: &'static str;
+    const TYPE: Type;
     const NULLABLE: bool = false;
 }
 
 macro_rules! column_types {
-    ($($ty:ty = $sql:literal),* $(,)?) => {
-        $(impl ColumnType for $ty { const SQL_TYPE: &'static str = $sql; })*
+    ($($ty:ty = $sql:literal $name:ident),* $(,)?) => {
+        $(impl ColumnType for $ty {
+            const SQL_TYPE: &'static str = $sql;
+            const TYPE: Type = Type::$name;
+        })*
     };
 }
 column_types! {
-    Uuid = "uuid", String = "text", i16 = "int2", i32 = "int4", i64 = "int8", f64 = "float8", bool = "bool",
-    SystemTime = "timestamptz", Json = "jsonb", Vec<u8> = "bytea", Vec<i64> = "int8[]",
+    Uuid = "uuid" UUID, String = "text" TEXT, i16 = "int2" INT2, i32 = "int4" INT4, i64 = "int8" INT8,
+    f64 = "float8" FLOAT8, bool = "bool" BOOL, SystemTime = "timestamptz" TIMESTAMPTZ, Json = "jsonb" JSONB,
+    Vec<u8> = "bytea" BYTEA, Vec<i64> = "int8[]" INT8_ARRAY,
 }
 
 impl<T: ColumnType> ColumnType for Option<T> {
     const SQL_TYPE: &'static str = T::SQL_TYPE;
+    const TYPE: Type = T::TYPE;
     const NULLABLE: bool = true;
 }
 
@@ -142,9 +149,12 @@ macro_rules! row {
 
             /// The rows turned into one array per column, for `{r.unnest}`.
             #[allow(dead_code, reason = "not every row is also written")]
-            pub(in $crate::store) fn unnest(rows: &[Self]) -> $crate::store::query::Rows<Self> {
+            pub(in $crate::store) fn unnest<'a>(
+                rows: impl ExactSizeIterator<Item = &'a Self> + Clone,
+            ) -> $crate::store::query::Rows<Self> {
+                use $crate::store::query::ColumnValues;
                 $crate::store::query::Rows::new(vec![
-                    $(Box::new(rows.iter().map(|row| row.$field.clone()).collect::<Vec<$ty>>()),)*
+                    $(ColumnValues::encode(rows.clone().map(|row| &row.$field)),)*
                 ])
             }
         }
@@ -167,9 +177,14 @@ macro_rules! queries {
 /// Statement parameters.
 pub trait Params: Send + Sync {
     fn as_sql(&self) -> Vec<&(dyn ToSql + Sync)>;
-    fn accepts() -> Vec<fn(&Type) -> bool>;
+    fn accepts() -> Vec<fn(&Type) -> bool>
+    where
+        Self: Sized;
     /// The columns, where the parameters are whole rows.
-    fn row_columns() -> Vec<Column> {
+    fn row_columns() -> Vec<Column>
+    where
+        Self: Sized,
+    {
         Vec::new()
     }
 }
@@ -198,23 +213,76 @@ params!(A B C D E F);
 
 /// Rows of `R` as parameters: one array per column.
 pub struct Rows<R> {
-    columns: Vec<Box<dyn ToSql + Send + Sync>>,
+    columns: Vec<ColumnValues>,
     row: PhantomData<fn() -> R>,
 }
 
 impl<R> Rows<R> {
-    pub fn new(columns: Vec<Box<dyn ToSql + Send + Sync>>) -> Self {
+    pub fn new(columns: Vec<ColumnValues>) -> Self {
         Self { columns, row: PhantomData }
     }
+}
 
-    pub fn into_columns(self) -> Vec<Box<dyn ToSql + Send + Sync>> {
-        self.columns
+/// The values of one column as PostgreSQL reads an array. They are encoded where the rows are, because collecting them
+/// first would clone every field of every row.
+#[derive(Debug)]
+pub struct ColumnValues {
+    member: Type,
+    /// Or what is wrong with a value.
+    array: std::result::Result<BytesMut, String>,
+}
+
+impl ColumnValues {
+    pub fn encode<'a, T: ColumnType>(values: impl ExactSizeIterator<Item = &'a T>) -> Self {
+        Self { member: T::TYPE, array: Self::array(values).map_err(|error| error.to_string()) }
     }
+
+    fn array<'a, T: ColumnType>(
+        values: impl ExactSizeIterator<Item = &'a T>,
+    ) -> std::result::Result<BytesMut, Box<dyn std::error::Error + Sync + Send>> {
+        let mut array = BytesMut::with_capacity(20 + values.len() * 24);
+        // One dimension, perhaps with NULLs, of so many values, which count from 1.
+        array.put_i32(1);
+        array.put_i32(i32::from(T::NULLABLE));
+        array.put_u32(T::TYPE.oid());
+        array.put_i32(i32::try_from(values.len())?);
+        array.put_i32(1);
+        for value in values {
+            let place = array.len();
+            array.put_i32(-1);
+            if let IsNull::No = value.to_sql(&T::TYPE, &mut array)? {
+                let size = i32::try_from(array.len() - place - 4)?;
+                array[place..place + 4].copy_from_slice(&size.to_be_bytes());
+            }
+        }
+        Ok(array)
+    }
+}
+
+impl ToSql for ColumnValues {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match ty.kind() {
+            Kind::Array(member) if *member == self.member => {}
+            _ => return Err(format!("an array of {} for {ty}", self.member).into()),
+        }
+        out.extend_from_slice(self.array.as_ref().map_err(String::as_str)?);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(ty.kind(), Kind::Array(_))
+    }
+
+    to_sql_checked!();
 }
 
 impl<R: FromRow> Params for Rows<R> {
     fn as_sql(&self) -> Vec<&(dyn ToSql + Sync)> {
-        self.columns.iter().map(|column| column.as_ref() as &(dyn ToSql + Sync)).collect()
+        self.columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect()
     }
     fn accepts() -> Vec<fn(&Type) -> bool> {
         R::columns().iter().map(|column| column.array_accepts).collect()

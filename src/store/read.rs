@@ -126,19 +126,19 @@ impl Reader {
     async fn work(self) {
         // Whoever is about to ask has his turn first.
         tokio::task::yield_now().await;
-        let batch: Vec<Waiting> = {
+        let (batch, taken) = {
             let mut state = self.0.state();
             let waiting = state.queue.len();
             let n = state.lanes.part(waiting).min(self.0.settings.batch_max).min(waiting);
-            state.lanes.take(n);
-            let batch = state.queue.drain(..n).collect();
+            let taken = state.lanes.take(n);
+            let batch: Vec<Waiting> = state.queue.drain(..n).collect();
             self.wake(&mut state);
-            batch
+            (batch, taken)
         };
-        let taken = batch.len();
         let reader = self.clone();
         // On a task of its own, so that a panic costs its batch and not the lane.
-        if taken > 0 && tokio::spawn(async move { reader.run(batch).await }).await.is_err() {
+        if !batch.is_empty() && tokio::spawn(async move { reader.run(batch).await }).await.is_err()
+        {
             tracing::error!(
                 "a read batch panicked; its callers are answered as if the server had stopped"
             );

@@ -1,6 +1,6 @@
 //! The one way in for changes: every write is a batch, and a batch is one transaction.
 //!
-//! Calls queue per tenant. While one transaction commits, the next batch gathers; nothing waits on a timer. A batch is
+//! Calls queue per tenant. While one transaction commits, the next batch gathers. A batch is
 //! claimed in the request ledger, applied kind by kind in set-based statements, numbered and appended to the log, and
 //! answered only after COMMIT. [`Tx`] can be made nowhere else, and only these connections may write at all.
 
@@ -22,6 +22,7 @@ use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::SystemTime;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -165,8 +166,9 @@ impl Store {
             *key = RowKey::new(&[&caller.tenant, &key.0.to_string()]);
         }
         let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(Error::internal)?;
-        let (reply, answer) = oneshot::channel();
+        rand::fill(&mut seed);
+        let (reply, mut answer) = oneshot::channel();
+        let (fate, deadline) = (Arc::new(Fate::default()), caller.deadline);
         let size_bytes = change.size_bytes();
         self.writer.submit(Job {
             caller,
@@ -174,9 +176,54 @@ impl Store {
             rows,
             size_bytes,
             seed,
+            fate: Arc::clone(&fate),
             change: Box::new(Waiting { change, reply }),
         })?;
-        answer.await.map_err(|_| Error::ShuttingDown)?
+        let answer = match tokio::time::timeout_at(deadline, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) if fate.give_up() => {
+                return Err(Error::DeadlineExceeded(
+                    " while the write was queued; it was not made",
+                ));
+            }
+            // It is on its way, and its caller gets to know what becomes of it.
+            Err(_) => answer.await,
+        };
+        match answer {
+            Ok(answer) => answer,
+            // Nobody is left to answer: the server stops, or a batch panicked, perhaps behind its COMMIT.
+            Err(_) if fate.give_up() => Err(Error::ShuttingDown),
+            Err(lost) => Err(Error::CommitUnknown(Arc::new(lost))),
+        }
+    }
+}
+
+/// Whether a job is still in the queue, decided once: by a lane that begins it, or by its caller who gives up.
+#[derive(Default)]
+struct Fate(AtomicU8);
+
+impl Fate {
+    const QUEUED: u8 = 0;
+    const BEGUN: u8 = 1;
+    const GIVEN_UP: u8 = 2;
+
+    fn decide(&self, fate: u8) -> bool {
+        let (from, order) = (Self::QUEUED, Ordering::SeqCst);
+        self.0.compare_exchange(from, fate, order, order).is_ok()
+    }
+
+    /// False if its caller has given up.
+    fn begin(&self) -> bool {
+        self.decide(Self::BEGUN)
+    }
+
+    /// False if a lane has begun it.
+    fn give_up(&self) -> bool {
+        self.decide(Self::GIVEN_UP)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == Self::GIVEN_UP
     }
 }
 
@@ -188,6 +235,7 @@ struct Job {
     size_bytes: usize,
     /// Salts are drawn from it, so that an attempt that runs again writes the same bytes.
     seed: [u8; 32],
+    fate: Arc<Fate>,
     change: Box<dyn Erased>,
 }
 

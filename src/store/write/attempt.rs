@@ -1,7 +1,7 @@
 //! One attempt at a batch: claim, apply, number, append, COMMIT, in three flights to the server, or in one.
 
 use super::flight::Flight;
-use super::foresight::{self, Foresight};
+use super::foresight::{self, Foresight, Moment};
 use super::{Job, Kind, Outcome, Precondition, Receipt, Wanted};
 use crate::store::log::{self, Appended, Entry, LogRow};
 use crate::store::noun::{Live, Noun};
@@ -65,7 +65,7 @@ impl Tx<'_> {
 
     /// Inserts new rows; answers for each whether its id was free.
     pub async fn insert<T: Noun>(&self, rows: &[T]) -> Result<Vec<bool>> {
-        let inserted = self.run(T::insert(), &T::unnest(rows)).await?;
+        let inserted = self.run(T::insert(), &T::unnest(rows.iter())).await?;
         if inserted.len() == rows.len() {
             return Ok(vec![true; rows.len()]);
         }
@@ -79,7 +79,7 @@ impl Tx<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let saved = self.run(T::save(), &T::unnest(rows)).await?;
+        let saved = self.run(T::save(), &T::unnest(rows.iter())).await?;
         if saved.len() == rows.len() {
             return Ok(());
         }
@@ -196,7 +196,7 @@ pub(super) async fn attempt(
 
     // First flight: the transaction, the tenants, and which request ids are new.
     let claim = conn.prepare(ledger::CLAIM.sql()).await?;
-    let sent = std::time::Instant::now();
+    let sent = Moment::now();
     let begin = conn.client().batch_execute("BEGIN");
     let open = in_order(
         groups
@@ -577,7 +577,7 @@ impl<'a> Settlement<'a> {
             )),
             releases: !keys.is_empty(),
             released: keys.params(),
-            rows: Appended::unnest(&rows),
+            rows: Appended::unnest(rows.iter()),
         }
     }
 

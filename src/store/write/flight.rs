@@ -2,6 +2,7 @@
 
 use crate::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error as PgError, Row, Statement};
 
@@ -61,17 +62,16 @@ impl<'a> Flight<'a> {
 
     /// What the flight's first failure means.
     pub fn failed(&self, error: PgError, commit_sent: &AtomicBool) -> Error {
-        let is_word_of_server = error.code().is_some();
+        // Short of FATAL, the server has said that the transaction is rolled back.
+        let refused =
+            error.as_db_error().and_then(DbError::parsed_severity) == Some(Severity::Error);
+        let sent = self.is_committed.load(Ordering::SeqCst);
         match Error::from(error) {
-            // The connection went while COMMIT was on its way.
-            Error::Unavailable { cause, .. } => Error::CommitUnknown(cause),
-            // A failure on our side, and not of a statement: it says nothing about what the server did with COMMIT.
-            Error::Internal(cause)
-                if !is_word_of_server && self.is_committed.load(Ordering::SeqCst) =>
-            {
+            // The connection went while COMMIT was on its way, or we failed to read an answer: neither says what became
+            // of it.
+            Error::Unavailable { cause, .. } | Error::Internal(cause) if sent && !refused => {
                 Error::CommitUnknown(cause)
             }
-            // The server answered, or COMMIT was never sent: the transaction is rolled back.
             other => {
                 commit_sent.store(false, Ordering::SeqCst);
                 other

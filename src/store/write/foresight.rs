@@ -8,6 +8,7 @@
 use super::attempt::{Group, Progress, Settlement, Statements, Verdict};
 use super::flight::Flight;
 use super::{ErasedAnswer, Job};
+use crate::store::canonical::to_micros;
 use crate::store::log::Entry;
 use crate::store::noun::Noun;
 use crate::store::postgres::{Conn, in_order, read_rows};
@@ -38,13 +39,13 @@ impl<A: Send + 'static> Foreseen<A> {
 /// A statement that inserts all of its rows or fails.
 pub struct Insert {
     sql: &'static str,
-    columns: Vec<Box<dyn ToSql + Send + Sync>>,
+    columns: Box<dyn Params>,
     rows: u64,
 }
 
 impl Insert {
-    pub fn of<T: Noun>(rows: &[T]) -> Self {
-        let columns = T::unnest(rows).into_columns();
+    pub fn of<'a, T: Noun>(rows: &[&'a T]) -> Self {
+        let columns = Box::new(T::unnest(rows.iter().copied()));
         Self { sql: T::insert_new().sql(), columns, rows: rows.len() as u64 }
     }
 }
@@ -59,39 +60,65 @@ pub(super) struct Foresight(Mutex<State>);
 #[derive(Default)]
 struct State {
     clock: Option<Clock>,
+    /// The latest time given out: no batch gets an earlier one than a batch before it.
+    latest: Option<SystemTime>,
     /// Batches to be made carefully before the next try.
     pause: u32,
     /// The length of the pause after the next miss.
     penalty: u32,
 }
 
-/// PostgreSQL's clock, as seen from here: its time at a moment of ours.
-#[derive(Clone, Copy)]
+/// A moment on both of our clocks: one never jumps, the other goes on while the machine sleeps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    steady: Instant,
+    system: SystemTime,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self { steady: Instant::now(), system: SystemTime::now() }
+    }
+}
+
+/// PostgreSQL's clock as seen from here: a time that it had reached at a moment of ours.
+#[derive(Clone, Copy, Debug)]
 struct Clock {
-    at: Instant,
+    at: Moment,
     theirs: SystemTime,
 }
 
+/// What is older says nothing: clocks drift.
+const CLOCK_AGE_MAX: Duration = Duration::from_secs(10);
+/// When it is off by more, a clock was set or a machine slept.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
 impl Clock {
-    fn at(self, moment: Instant) -> SystemTime {
-        match moment.checked_duration_since(self.at) {
-            Some(later) => self.theirs + later,
-            None => self.theirs - self.at.duration_since(moment),
-        }
+    /// Their time at that moment; `None` if it is better asked for.
+    fn at(&self, moment: Moment) -> Option<SystemTime> {
+        let age = moment.steady.checked_duration_since(self.at.steady)?;
+        let slept = match moment.system.duration_since(self.at.system) {
+            Ok(on_system) => on_system.abs_diff(age),
+            Err(set_back) => set_back.duration() + age,
+        };
+        (age <= CLOCK_AGE_MAX && slept <= CLOCK_STEP).then(|| self.theirs + age)
     }
 
-    /// Takes note of a time told by a transaction that was sent at that moment. It tells it some time later, so the
-    /// earliest is the best; a little is given way each time, because clocks drift.
-    fn heard(self, sent: Instant, theirs: SystemTime) -> Self {
-        const STEP: Duration = Duration::from_secs(1);
-        let expected = self.at(sent);
-        let theirs = match theirs.duration_since(expected) {
-            // It was set.
-            Ok(later) if later > STEP => theirs,
-            Ok(later) => expected + later / 64,
-            Err(_) => theirs,
-        };
-        Self { at: sent, theirs }
+    /// Takes note of the time told by a transaction between those moments. So at the first of them they had not passed
+    /// it, and at the second they had reached it. Within these bounds the clock stays as it is, and it begins at the
+    /// lower one: it is never ahead of theirs, so what follows an answer is not dated before it.
+    fn heard(
+        known: Option<Self>,
+        sent: Moment,
+        received: Moment,
+        told: SystemTime,
+    ) -> Option<Self> {
+        let least = Self { at: received, theirs: told };
+        let Some(expected) = known.and_then(|clock| clock.at(received)) else { return Some(least) };
+        let most = told + received.steady.saturating_duration_since(sent.steady);
+        let theirs = expected.clamp(told, most);
+        let off = theirs.duration_since(expected).unwrap_or_else(|error| error.duration());
+        (off <= CLOCK_STEP).then_some(Self { at: received, theirs })
     }
 }
 
@@ -108,15 +135,19 @@ impl Foresight {
             state.pause -= 1;
             return None;
         }
-        Some(whole_us(state.clock?.at(Instant::now())))
+        let now = to_micros(state.clock?.at(Moment::now())?);
+        let now = state.latest.map_or(now, |latest| latest.max(now));
+        state.latest = Some(now);
+        Some(now)
     }
 
-    pub(super) fn heard(&self, sent: Instant, theirs: SystemTime) {
+    /// A transaction that was sent at that moment has told its time just now.
+    pub(super) fn heard(&self, sent: Moment, told: SystemTime) {
         let mut state = self.state();
-        state.clock = Some(match state.clock {
-            Some(clock) => clock.heard(sent, theirs),
-            None => Clock { at: sent, theirs },
-        });
+        state.clock = Clock::heard(state.clock, sent, Moment::now(), told);
+        if state.clock.is_none() {
+            state.latest = None;
+        }
     }
 
     fn hit(&self) {
@@ -129,12 +160,6 @@ impl Foresight {
         state.pause = state.penalty;
         state.penalty = (state.penalty * 2 + 1).min(PAUSE_MAX);
     }
-}
-
-/// As PostgreSQL keeps times.
-fn whole_us(time: SystemTime) -> SystemTime {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_micros(since.as_micros() as u64)
 }
 
 /// A tenant's part of the flight.
@@ -172,7 +197,9 @@ pub(super) fn plan<'a>(
             let members =
                 indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
             let foreseen = kind.foresee?(members, now)?;
-            debug_assert_eq!(foreseen.outcomes.len(), indexes.len(), "an outcome for each change");
+            if foreseen.outcomes.len() != indexes.len() {
+                return None;
+            }
             inserts.extend(foreseen.inserts);
             for (index, (answer, entries)) in indexes.into_iter().zip(foreseen.outcomes) {
                 progress[index] = Progress::Applied {
@@ -210,51 +237,54 @@ pub(super) async fn fly(
         }
         inserts.push(prepared);
     }
-    let sent = Instant::now();
+    let sent = Moment::now();
     commit_sent.store(true, Ordering::SeqCst);
-    let flight = &Flight::new(conn.client());
-    let (begun, parts_done, commit) = futures_util::join!(
+    let (flight, claim, several) = (&Flight::new(conn.client()), &claim, parts.len() > 1);
+    let set_tenant = async |part: &Part<'_>| {
+        let tenant: [&(dyn ToSql + Sync); 1] = [&part.settlement.tenant];
+        flight.query(&statements.set_tenant, &tenant).await
+    };
+    // In each tenant first what may have to wait for others, and the locks on the logs after all of that. Everything is
+    // sent on the first poll, in this order.
+    let (begun, inserted, finished, ended) = futures_util::join!(
         flight.begin(),
-        in_order(parts.iter().zip(&inserts).map(|(part, prepared)| {
-            let claim = &claim;
-            async move {
-                let tenant: [&(dyn ToSql + Sync); 1] = [&part.settlement.tenant];
-                let claims = part.claims.with_digests();
-                let claims = claims.as_sql();
-                // Each is sent on the first poll of this join, in this order.
-                let (set, claimed, inserted, base) = futures_util::join!(
-                    flight.query(&statements.set_tenant, &tenant),
-                    async {
-                        if part.claims.is_empty() {
-                            Ok(0)
-                        } else {
-                            flight.execute(claim, &claims).await
-                        }
-                    },
-                    in_order(part.inserts.iter().zip(prepared).map(
-                        |(insert, prepared)| async move {
-                            let columns: Vec<&(dyn ToSql + Sync)> = insert
-                                .columns
-                                .iter()
-                                .map(|c| c.as_ref() as &(dyn ToSql + Sync))
-                                .collect();
-                            flight.execute(prepared, &columns).await.map(|rows| rows == insert.rows)
-                        }
-                    )),
-                    part.settlement.finish(flight, statements),
-                );
-                // The first failure is the cause; what follows it only reports an aborted transaction.
-                let set = set?;
-                claimed?;
-                let inserted = inserted.into_iter().collect::<Result<Vec<_>, _>>()?;
-                Ok::<_, tokio_postgres::Error>((set, inserted, base?))
-            }
+        in_order(parts.iter().zip(&inserts).map(|(part, prepared)| async move {
+            let claims = part.claims.with_digests();
+            let (set, claimed, inserted) = futures_util::join!(
+                set_tenant(part),
+                async {
+                    if part.claims.is_empty() {
+                        Ok(0)
+                    } else {
+                        flight.execute(claim, &claims.as_sql()).await
+                    }
+                },
+                in_order(part.inserts.iter().zip(prepared).map(|(insert, prepared)| async move {
+                    let rows = flight.execute(prepared, &insert.columns.as_sql()).await?;
+                    Ok::<_, tokio_postgres::Error>(rows == insert.rows)
+                })),
+            );
+            let set = set?;
+            claimed?;
+            let inserted = inserted.into_iter().collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, tokio_postgres::Error>((set, inserted))
+        })),
+        in_order(parts.iter().map(|part| async move {
+            let (set, base) = futures_util::join!(
+                async { if several { set_tenant(part).await.map(drop) } else { Ok(()) } },
+                part.settlement.finish(flight, statements),
+            );
+            set.and(base)
         })),
         flight.end(),
     );
-    let done = begun
-        .and_then(|()| parts_done.into_iter().collect::<Result<Vec<_>, _>>())
-        .and_then(|done| commit.map(|()| done));
+    // The first failure is the cause; what follows it only reports an aborted transaction.
+    let done = begun.and_then(|()| inserted.into_iter().collect::<Result<Vec<_>, _>>()).and_then(
+        |inserted| {
+            let bases = finished.into_iter().collect::<Result<Vec<_>, _>>()?;
+            ended.map(|()| inserted.into_iter().zip(bases))
+        },
+    );
     let done = match done {
         Ok(done) => done,
         // Whatever an integrity constraint stands for, the careful attempt finds it out.
@@ -268,7 +298,7 @@ pub(super) async fn fly(
     // It is committed: from here on nothing may look as if it could run again.
     let unknown = |error: Error| Error::CommitUnknown(std::sync::Arc::new(error));
     let mut seqs = vec![0; jobs];
-    for (n, (part, (set, inserted, base))) in parts.iter().zip(done).enumerate() {
+    for (n, (part, ((set, inserted), base))) in parts.iter().zip(done).enumerate() {
         if inserted.contains(&false) {
             return Err(unknown(Error::internal("an insert wrote less than its rows")));
         }
@@ -292,39 +322,64 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    fn later(moment: Moment, by: u64) -> Moment {
+        Moment { steady: moment.steady + ms(by), system: moment.system + ms(by) }
+    }
+
     #[test]
-    fn the_clock_follows_the_earliest_word() {
-        let (start, epoch) = (Instant::now(), SystemTime::UNIX_EPOCH);
-        let clock = Clock { at: start, theirs: epoch + ms(1000) };
-        assert_eq!(clock.at(start + ms(5)), epoch + ms(1005));
-        // Told 64 ms late: believed by a little.
-        let late = clock.heard(start + ms(10), epoch + ms(1074));
-        assert_eq!(late.at(start + ms(10)), epoch + ms(1011));
-        // Told earlier than expected: believed at once.
-        let early = late.heard(start + ms(20), epoch + ms(1019));
-        assert_eq!(early.at(start + ms(20)), epoch + ms(1019));
-        // Their clock was set, forwards and back.
-        let forward = early.heard(start + ms(30), epoch + ms(9000));
-        assert_eq!(forward.at(start + ms(30)), epoch + ms(9000));
-        let back = forward.heard(start + ms(40), epoch + ms(40));
-        assert_eq!(back.at(start + ms(50)), epoch + ms(50));
+    fn the_clock_is_never_ahead_and_keeps_within_what_it_is_told() {
+        let (start, epoch) = (Moment::now(), SystemTime::UNIX_EPOCH);
+        // Sent at 0, told 1000, received at 400: it may have been told at any time between.
+        let clock = Clock::heard(None, start, later(start, 400), epoch + ms(1000)).unwrap();
+        assert_eq!(clock.at(later(start, 405)), Some(epoch + ms(1005)));
+        let hear = |clock: Clock, sent, received, told| {
+            Clock::heard(Some(clock), later(start, sent), later(start, received), epoch + ms(told))
+        };
+        // A quicker word: they are further than we thought.
+        let clock = hear(clock, 500, 501, 1350).unwrap();
+        assert_eq!(clock.at(later(start, 501)), Some(epoch + ms(1350)));
+        // A slow one that does not contradict it changes nothing.
+        let clock = hear(clock, 600, 900, 1451).unwrap();
+        assert_eq!(clock.at(later(start, 900)), Some(epoch + ms(1749)));
+        // Their clock goes slower than ours.
+        let clock = hear(clock, 1000, 1001, 1840).unwrap();
+        assert_eq!(clock.at(later(start, 1001)), Some(epoch + ms(1841)));
+        // It was set: ask again.
+        assert!(hear(clock, 1100, 1101, 9000).is_none());
+        assert!(hear(clock, 1100, 1101, 100).is_none());
+    }
+
+    #[test]
+    fn an_old_word_and_a_machine_that_slept_are_not_trusted() {
+        let start = Moment::now();
+        let clock = Clock { at: start, theirs: SystemTime::UNIX_EPOCH };
+        assert!(clock.at(later(start, 10_000)).is_some());
+        assert_eq!(clock.at(later(start, 10_001)), None);
+        let slept = Moment { system: start.system + ms(7_200_000), ..later(start, 5) };
+        assert_eq!(clock.at(slept), None);
+        let set_back = Moment { system: start.system - ms(7_200_000), ..later(start, 5) };
+        assert_eq!(clock.at(set_back), None);
     }
 
     #[test]
     fn nothing_is_sent_unseen_before_a_time_is_known() {
         let foresight = Foresight::default();
         assert_eq!(foresight.try_now(), None);
-        foresight.heard(Instant::now(), SystemTime::UNIX_EPOCH + ms(7));
+        let told = SystemTime::UNIX_EPOCH + ms(7);
+        foresight.heard(Moment::now(), told);
         let now = foresight.try_now().expect("a time");
-        assert!(now >= SystemTime::UNIX_EPOCH + ms(7), "{now:?}");
+        assert!(now >= told, "{now:?}");
         let since = now.duration_since(SystemTime::UNIX_EPOCH).expect("after the epoch");
         assert_eq!(since.subsec_nanos() % 1000, 0, "PostgreSQL keeps microseconds");
+        // A little back, as after a correction: times that were given out are not undercut.
+        foresight.heard(Moment::now(), told - ms(6));
+        assert!(foresight.try_now().expect("a time") >= now);
     }
 
     #[test]
     fn misses_in_a_row_make_the_pause_longer() {
         let foresight = Foresight::default();
-        foresight.heard(Instant::now(), SystemTime::now());
+        foresight.heard(Moment::now(), SystemTime::now());
         let pause = || (0..).find(|_| foresight.try_now().is_some()).expect("it tries again");
         let after_miss = || {
             foresight.missed();

@@ -47,7 +47,7 @@ struct Shared {
 }
 
 struct State {
-    queues: HashMap<Arc<str>, VecDeque<Job>>,
+    queues: HashMap<Arc<str>, Queue>,
     /// Tenants with work, in the order in which they are served.
     turns: VecDeque<Arc<str>>,
     waiting: usize,
@@ -55,6 +55,31 @@ struct State {
     lanes: Lanes,
     /// Rows of the batches in flight.
     busy: HashSet<RowKey>,
+}
+
+/// What waits of one tenant.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    size_bytes: usize,
+}
+
+impl Queue {
+    fn push_back(&mut self, job: Job) {
+        self.size_bytes += job.size_bytes;
+        self.jobs.push_back(job);
+    }
+
+    fn push_front(&mut self, job: Job) {
+        self.size_bytes += job.size_bytes;
+        self.jobs.push_front(job);
+    }
+
+    fn pop_front(&mut self) -> Option<Job> {
+        let job = self.jobs.pop_front()?;
+        self.size_bytes -= job.size_bytes;
+        Some(job)
+    }
 }
 
 impl Writer {
@@ -71,35 +96,23 @@ impl Writer {
         Self(Arc::new(Shared { backend, metrics, settings, foresight, state }))
     }
 
-    /// Queues a job. Refuses it when the tenant has too many waiting.
+    /// Queues a job. Refuses it when its tenant, or all together, have too much waiting.
     pub(super) fn submit(&self, job: Job) -> Result<()> {
         let mut state = self.0.state();
-        let tenant = Arc::clone(&job.caller.tenant);
-        let full = |message: &str| Error::Exhausted {
-            reason: Reason::Overloaded,
-            message: message.into(),
-            retry_after: Some(Duration::from_millis(200)),
-        };
-        // A lone write always fits.
-        if state.waiting > 0
-            && state.waiting_bytes + job.size_bytes > self.0.settings.queue_size_bytes_max
-        {
-            return Err(full("too many bytes of writes are waiting"));
+        let settings = &self.0.settings;
+        if state.refusal(&job, settings).is_some() {
+            // Perhaps of what nobody waits for any more.
+            state.sweep();
+            self.0.metrics.write_queue.set(state.waiting as i64);
         }
-        state.waiting_bytes += job.size_bytes;
-        let queue = state.queues.entry(Arc::clone(&tenant)).or_default();
-        if queue.len() >= self.0.settings.queue_per_tenant_max {
-            state.waiting_bytes -= job.size_bytes;
-            return Err(full("too many writes of this tenant are waiting"));
+        if let Some(message) = state.refusal(&job, settings) {
+            return Err(Error::Exhausted {
+                reason: Reason::Overloaded,
+                message: message.into(),
+                retry_after: Some(Duration::from_millis(200)),
+            });
         }
-        if queue.is_empty() {
-            state.turns.push_back(Arc::clone(&tenant));
-        }
-        // The entry was made above.
-        if let Some(queue) = state.queues.get_mut(&tenant) {
-            queue.push_back(job);
-        }
-        state.waiting += 1;
+        state.push(job);
         self.0.metrics.write_queue.set(state.waiting as i64);
         self.wake(&mut state);
         Ok(())
@@ -135,27 +148,26 @@ impl Writer {
     async fn work(self) {
         // Whoever is about to write has his turn first.
         tokio::task::yield_now().await;
-        let jobs = {
+        let (jobs, taken) = {
             let mut state = self.0.state();
             let part = state.lanes.part(state.waiting);
             let jobs = state.gather(&self.0.settings, part);
-            state.lanes.take(jobs.len());
+            let taken = state.lanes.take(jobs.len());
             self.0.metrics.write_queue.set(state.waiting as i64);
             if jobs.is_empty() {
                 // All that waits wants rows that are in flight; the lane that has them calls again when it ends.
-                state.lanes.end(0);
+                state.lanes.end(taken);
                 return;
             }
             self.wake(&mut state);
-            jobs
+            (jobs, taken)
         };
-        let taken = jobs.len();
         let rows: Vec<RowKey> = jobs.iter().flat_map(|job| job.rows.iter().copied()).collect();
         // On a task of its own, so that a panic costs its batch and not the lane.
         let writer = self.clone();
         if tokio::spawn(async move { writer.run(jobs).await }).await.is_err() {
             tracing::error!(
-                "a write batch panicked; its callers are answered as if the server had stopped"
+                "a write batch panicked; its callers are told that the outcome is unknown"
             );
         }
         let mut state = self.0.state();
@@ -312,6 +324,50 @@ impl Shared {
 }
 
 impl State {
+    /// Why a job cannot wait. A tenant may fill a quarter of the bytes, so that others find room beside it; a lone job
+    /// always fits.
+    fn refusal(&self, job: &Job, settings: &WriteSettings) -> Option<&'static str> {
+        let max = settings.queue_size_bytes_max;
+        if let Some(queue) = self.queues.get(&job.caller.tenant) {
+            if queue.jobs.len() >= settings.queue_per_tenant_max {
+                return Some("too many writes of this tenant are waiting");
+            }
+            if queue.size_bytes + job.size_bytes > max / 4 && !queue.jobs.is_empty() {
+                return Some("too many bytes of this tenant's writes are waiting");
+            }
+        }
+        (self.waiting > 0 && self.waiting_bytes + job.size_bytes > max)
+            .then_some("too many bytes of writes are waiting")
+    }
+
+    fn push(&mut self, job: Job) {
+        let tenant = Arc::clone(&job.caller.tenant);
+        self.waiting += 1;
+        self.waiting_bytes += job.size_bytes;
+        let queue = self.queues.entry(Arc::clone(&tenant)).or_default();
+        if queue.jobs.is_empty() {
+            self.turns.push_back(tenant);
+        }
+        queue.push_back(job);
+    }
+
+    /// Drops the jobs whose callers have given up.
+    fn sweep(&mut self) {
+        for queue in self.queues.values_mut() {
+            for job in std::mem::take(queue).jobs {
+                if job.fate.is_given_up() {
+                    self.waiting -= 1;
+                    self.waiting_bytes -= job.size_bytes;
+                } else {
+                    queue.push_back(job);
+                }
+            }
+        }
+        self.queues.retain(|_, queue| !queue.jobs.is_empty());
+        let queues = &self.queues;
+        self.turns.retain(|tenant| queues.contains_key(tenant));
+    }
+
     /// The next batch: one job of each tenant in turn, oldest first, until the batch is full. A job waits when it
     /// touches a row that is in flight, in this batch, or wanted by an older job that waits.
     fn gather(&mut self, settings: &WriteSettings, part: usize) -> Vec<Job> {
@@ -326,7 +382,7 @@ impl State {
                 self.queues.remove(&tenant);
                 continue;
             };
-            let more = !queue.is_empty();
+            let more = !queue.jobs.is_empty();
             let blocked =
                 job.rows.iter().any(|row| self.busy.contains(row) || wanted.contains(row));
             // A rehearsal rolls back, so it shares its transaction with nobody.
@@ -350,14 +406,18 @@ impl State {
                 self.turns.push_front(tenant);
                 break;
             }
-            size_bytes += job.size_bytes;
-            self.busy.extend(job.rows.iter().copied());
             self.waiting -= 1;
             self.waiting_bytes -= job.size_bytes;
-            batch.push(job);
             if more {
                 self.turns.push_back(tenant);
             }
+            // From here on its caller waits for the truth.
+            if !job.fate.begin() {
+                continue;
+            }
+            size_bytes += job.size_bytes;
+            self.busy.extend(job.rows.iter().copied());
+            batch.push(job);
             if alone {
                 break;
             }
@@ -371,7 +431,7 @@ impl State {
                 self.turns.push_back(tenant);
             }
         }
-        self.queues.retain(|_, queue| !queue.is_empty());
+        self.queues.retain(|_, queue| !queue.jobs.is_empty());
         // Else a rehearsal would never come first while another tenant fills batch after batch.
         if let Some(tenant) = next {
             self.turns.retain(|other| *other != tenant);

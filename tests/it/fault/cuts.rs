@@ -93,6 +93,41 @@ async fn a_lost_commit_is_made_up_for() {
     world.close().await;
 }
 
+/// As after a failover to a standby, or when the disk is full: the server refuses, and so nothing is in doubt.
+#[tokio::test]
+async fn a_read_only_postgresql_leaves_nothing_in_doubt() {
+    let world = World::new().await;
+    let (mut client, database) = (world.decisions(), world.superuser().await);
+    let turn = async |how: &str| {
+        let set = format!(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {how}', current_database()); END $$; \
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name = 'casebook-write'"
+        );
+        database.batch_execute(&set).await.unwrap();
+    };
+    // The second goes in one flight.
+    for n in 0..2 {
+        client.create_decision(create(&format!("d-{n}"), decision("ALLOW", 0.9))).await.unwrap();
+    }
+    turn("SET default_transaction_read_only = on").await;
+    let began = std::time::Instant::now();
+    let calls = [
+        create("refused", decision("ALLOW", 0.9)),
+        create_once("r-1", "refused", decision("ALLOW", 0.9)),
+    ];
+    for call in calls {
+        let status = client.create_decision(call).await.expect_err("it is read-only");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    }
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    turn("RESET default_transaction_read_only").await;
+    client.create_decision(create("refused", decision("ALLOW", 0.9))).await.unwrap();
+    log_is_gap_free(&database).await;
+    drop(database);
+    world.close().await;
+}
+
 #[tokio::test]
 async fn a_lost_batch_is_told_apart_call_by_call() {
     a_batch_is_lost(false).await;

@@ -44,7 +44,7 @@ pub struct Insert {
 }
 
 impl Insert {
-    pub fn of<'a, T: Noun>(rows: &[&'a T]) -> Self {
+    pub fn of<T: Noun>(rows: &[&T]) -> Self {
         let columns = Box::new(T::unnest(rows.iter().copied()));
         Self { sql: T::insert_new().sql(), columns, rows: rows.len() as u64 }
     }

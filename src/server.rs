@@ -387,8 +387,13 @@ impl Server {
                     router.serve_with_incoming_shutdown(incoming, draining).await
                 })
             }
-            Listener::Unix(listener, _) => {
+            Listener::Unix(listener, path) => {
                 let incoming = limited(UnixListenerStream::new(listener), connections);
+                // While the socket is still ours: afterwards it may be another server's.
+                let draining = async move {
+                    draining.await;
+                    let _ = tokio::fs::remove_file(path).await;
+                };
                 tokio::spawn(async move {
                     router.serve_with_incoming_shutdown(incoming, draining).await
                 })

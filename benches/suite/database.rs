@@ -28,6 +28,8 @@ pub const SETTINGS: [(&str, &str); 5] = [
     ("max_connections", "200"),
 ];
 
+const OWNER: &str = "postgres";
+
 pub struct Database {
     embedded: Embedded,
     pub client: Client,
@@ -84,7 +86,7 @@ impl Database {
 
     /// For everybody else, in the form that libpq, SQLAlchemy and tokio-postgres all read.
     pub fn owner_url(&self) -> String {
-        self.url("postgres")
+        self.url(OWNER)
     }
 
     fn url(&self, user: &str) -> String {
@@ -157,13 +159,23 @@ impl Database {
 
     /// The SELECT of one row by id, with the columns that Casebook reads.
     pub async fn select(&self) -> Result<String> {
+        Ok(format!(
+            "SELECT {} FROM casebook.decision WHERE tenant_id = 'default' AND id = $1 AND delete_time IS NULL",
+            self.columns_read().await?
+        ))
+    }
+
+    /// The same through the tenant's view.
+    pub async fn select_walled(&self) -> Result<String> {
+        let columns = self.columns_read().await?;
+        Ok(format!("SELECT {columns} FROM wall.decision WHERE id = $1 AND delete_time IS NULL"))
+    }
+
+    async fn columns_read(&self) -> Result<String> {
         let columns = self.columns().await?;
         let columns =
             columns.iter().map(|(name, _)| name.as_str()).filter(|name| *name != "tenant_id");
-        let columns = columns.collect::<Vec<_>>().join(", ");
-        Ok(format!(
-            "SELECT {columns} FROM casebook.decision WHERE tenant_id = 'default' AND id = $1 AND delete_time IS NULL"
-        ))
+        Ok(columns.collect::<Vec<_>>().join(", "))
     }
 
     /// The INSERT of a bare row like one that Casebook recorded; what that row leaves NULL is left out.
@@ -218,7 +230,7 @@ impl Database {
             .arg(&run.script)
             .args(run.variables.iter().map(|(name, value)| format!("--define={name}={value}")))
             .arg(format!("--host={}", self.socket.display()))
-            .args(["--port=5432", "--username=postgres", "casebook"])
+            .args(["--port=5432", "--username", run.user, "casebook"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -272,6 +284,8 @@ pub struct PgBench {
     pub script: PathBuf,
     pub variables: Vec<(String, String)>,
     pub clients: usize,
+    /// Casebook's own role, or the owner of the tables.
+    pub user: &'static str,
 }
 
 impl PgBench {
@@ -280,7 +294,20 @@ impl PgBench {
         let last = FIRST_ID + ROWS - 1;
         let text = format!("\\set id random({FIRST_ID}, {last})\n{};\n", sql.replace("$1", ":id"));
         std::fs::write(&script, text)?;
-        Ok(Self { script, variables: Vec::new(), clients })
+        Ok(Self { script, variables: Vec::new(), clients, user: OWNER })
+    }
+
+    /// The statements of one get as Casebook's role must say them, in one round trip.
+    pub fn select_walled(folder: &Path, sql: &str, clients: usize) -> Result<Self> {
+        let script = folder.join("select-walled.pgbench");
+        let last = FIRST_ID + ROWS - 1;
+        let sql = sql.replace("$1", ":id");
+        let text = format!(
+            "\\set id random({FIRST_ID}, {last})\n\\startpipeline\nBEGIN;\n\
+             SELECT set_config('casebook.tenant', 'default', true);\n{sql};\nCOMMIT;\n\\endpipeline\n"
+        );
+        std::fs::write(&script, text)?;
+        Ok(Self { script, variables: Vec::new(), clients, user: SERVICE_ROLE })
     }
 
     pub fn insert(folder: &Path, insert: &Statement, clients: usize) -> Result<Self> {
@@ -297,7 +324,7 @@ impl PgBench {
             &script,
             format!("\\set id random({FIRST_NEW_ID}, {LAST_NEW_ID})\n{sql};\n"),
         )?;
-        Ok(Self { script, variables, clients })
+        Ok(Self { script, variables, clients, user: OWNER })
     }
 }
 

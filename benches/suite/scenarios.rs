@@ -15,8 +15,9 @@ use std::path::Path;
 use std::time::Duration;
 
 /// In the order in which they are run: reads before the tables grow.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "get",
+    "get-walled",
     "echo",
     "python-get",
     "create",
@@ -81,7 +82,8 @@ async fn measure(
     let mut outcomes = Vec::new();
     for name in chosen {
         let outcome = match name {
-            "get" => case.get(&bench).await?,
+            "get" => case.get(&bench, false).await?,
+            "get-walled" => case.get(&bench, true).await?,
             "echo" => case.echo(&bench).await?,
             "create" => case.create(&bench, false).await?,
             "create-tenants" => case.create(&bench, true).await?,
@@ -121,14 +123,31 @@ impl Case<'_> {
         self.client(server, Call::Create { address, connections, tenants }, in_flight)
     }
 
-    async fn get(&self, bench: &Bench<'_>) -> Result<Outcome> {
-        let select = PgBench::select(self.folder, &self.database.select().await?, IN_FLIGHT)?;
+    async fn get(&self, bench: &Bench<'_>, is_walled: bool) -> Result<Outcome> {
+        let (name, title, what, select) = if is_walled {
+            let sql = self.database.select_walled().await?;
+            (
+                "get-walled",
+                "GetDecision against the same SQL",
+                "what Casebook says to PostgreSQL for one get, in one round trip: BEGIN, the tenant setting, the \
+                 SELECT of the same columns by id through the tenant's view, COMMIT",
+                PgBench::select_walled(self.folder, &sql, IN_FLIGHT)?,
+            )
+        } else {
+            let sql = self.database.select().await?;
+            (
+                "get",
+                "GetDecision against the bare SELECT",
+                "the SELECT of the same columns by id from the table, in autocommit and without any tenant wall",
+                PgBench::select(self.folder, &sql, IN_FLIGHT)?,
+            )
+        };
         let select = bench.best_clients(select, &[8, 16, 32, 64]).await?;
         let clients = select.clients;
         bench
             .compare(Scenario {
-                name: "get",
-                title: "GetDecision against the raw SELECT",
+                name,
+                title,
                 figure: Figure::Throughput,
                 wanted: Wanted::AtLeast,
                 target: 1.0,
@@ -137,10 +156,7 @@ impl Case<'_> {
                     self.gets(self.server),
                 ),
                 theirs: (
-                    format!(
-                        "pgbench, prepared, at its best of 8, 16, 32 and 64 clients ({clients}): the SELECT of the \
-                         same columns of the same rows by id"
-                    ),
+                    format!("pgbench, prepared, at its best of 8, 16, 32 and 64 clients ({clients}): {what}"),
                     Side::PgBench(select),
                 ),
             })

@@ -146,6 +146,11 @@ fn completed(code: Code, message: &str) -> Status {
         {
             plain(Code::ResourceExhausted, Reason::MessageTooLarge, message.into())
         }
+        // Nobody is left to read it; it is only for the log and the metrics.
+        Code::Internal | Code::Unknown if mentions(&["error reading a body from connection"]) => {
+            let message = "the caller went away before its request was whole";
+            plain(Code::Cancelled, usual_reason(Code::Cancelled), message.into())
+        }
         Code::Internal
             if mentions(&[
                 "failed to decode Protobuf",

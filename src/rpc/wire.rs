@@ -33,6 +33,8 @@ pub struct Fields {
     at: String,
     violations: Vec<Violation>,
     reason: Option<Reason>,
+    /// Required messages that are not there. What is read in their place is not the caller's.
+    missing: Vec<String>,
 }
 
 impl Fields {
@@ -71,19 +73,30 @@ impl Fields {
     }
 
     pub fn wrong_because(&mut self, reason: Reason, field: &str, description: impl Into<String>) {
-        let field = match (self.at.is_empty(), field.is_empty()) {
-            (true, _) => field.to_owned(),
-            (false, true) => self.at.clone(),
-            (false, false) => format!("{}.{field}", self.at),
+        let field = self.path(field);
+        let within = |missing: &String| {
+            field.strip_prefix(missing.as_str()).is_some_and(|rest| rest.starts_with('.'))
         };
+        if self.missing.iter().any(within) {
+            return;
+        }
         self.violations.push(Violation { field, description: description.into() });
         self.reason.get_or_insert(reason);
     }
 
-    /// A message that must be there.
+    fn path(&self, field: &str) -> String {
+        match (self.at.is_empty(), field.is_empty()) {
+            (true, _) => field.to_owned(),
+            (false, true) => self.at.clone(),
+            (false, false) => format!("{}.{field}", self.at),
+        }
+    }
+
+    /// A message that must be there. Where it is not, nothing is said of its fields.
     pub fn required<T: Default>(&mut self, field: &str, value: Option<T>) -> T {
         value.unwrap_or_else(|| {
             self.wrong(field, "is required");
+            self.missing.push(self.path(field));
             T::default()
         })
     }

@@ -176,3 +176,114 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Connection<C> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::timeout;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn pair(buffer: usize) -> (Connection<DuplexStream>, DuplexStream) {
+        let (here, there) = tokio::io::duplex(buffer);
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        (Connection::new(here, permit), there)
+    }
+
+    /// Bytes that tell their place.
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count).map(|n| (n % 251) as u8).collect()
+    }
+
+    /// Does what h2 does: writes pieces, flushes, and waits for the next frame.
+    fn write(mut connection: Connection<DuplexStream>, pieces: Vec<Vec<u8>>) {
+        tokio::spawn(async move {
+            for piece in pieces {
+                connection.write_all(&piece).await?;
+            }
+            connection.flush().await?;
+            connection.read_u8().await
+        });
+    }
+
+    #[tokio::test]
+    async fn what_is_flushed_arrives_although_nothing_follows() {
+        let (connection, mut there) = pair(1024);
+        write(connection, vec![b"an ".into(), b"answer".into()]);
+        let mut found = [0; 9];
+        timeout(SOON, there.read_exact(&mut found)).await.expect("in time").unwrap();
+        assert_eq!(&found, b"an answer");
+    }
+
+    #[tokio::test]
+    async fn answers_of_one_round_are_one_write() {
+        let (mut connection, mut there) = pair(1 << 20);
+        let wrote = tokio::spawn(async move {
+            for _ in 0..100 {
+                connection.write_all(b"answer").await?;
+                // h2 flushes behind each.
+                connection.flush().await?;
+            }
+            assert_eq!(connection.gathered.len(), 600, "none is on its way before the round ends");
+            connection.read_u8().await
+        });
+        let mut found = vec![0; 600];
+        timeout(SOON, there.read_exact(&mut found)).await.expect("in time").unwrap();
+        drop(there);
+        let _ = wrote.await.expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_everything_in_order() {
+        // Pieces below and above what is gathered and what is copied, to a peer that takes little at a time.
+        let sizes = [1, 9, 16_000, 17_000, 5, 40_000, 100, 70_000, 16_384, 16_385, 3];
+        let sent = bytes(sizes.iter().sum());
+        let mut rest = sent.as_slice();
+        let pieces = sizes.iter().map(|size| rest.split_off(..*size).unwrap().to_vec()).collect();
+        let (connection, mut there) = pair(64);
+        write(connection, pieces);
+        let mut found = Vec::new();
+        while found.len() < sent.len() {
+            let mut some = [0; 1000];
+            let n = timeout(SOON, there.read(&mut some)).await.expect("in time").unwrap();
+            found.extend_from_slice(&some[..n]);
+            if found.len() % 7 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(found == sent);
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_is_written_before_the_end() {
+        let (mut connection, mut there) = pair(16);
+        let sent = bytes(5000);
+        let piece = sent.clone();
+        let ended = tokio::spawn(async move {
+            connection.write_all(&piece).await?;
+            connection.shutdown().await
+        });
+        let mut found = Vec::new();
+        timeout(SOON, there.read_to_end(&mut found)).await.expect("in time").unwrap();
+        assert!(found == sent);
+        ended.await.expect("no panic").unwrap();
+    }
+
+    #[tokio::test]
+    async fn little_is_held_for_a_reader_that_takes_nothing() {
+        let (mut connection, there) = pair(16);
+        let piece = bytes(10_000);
+        let writing = async {
+            loop {
+                connection.write_all(&piece).await?;
+                connection.flush().await?;
+            }
+        };
+        let ended: Result<io::Result<()>, _> = timeout(Duration::from_millis(50), writing).await;
+        assert!(ended.is_err(), "it waits for the reader");
+        assert!(connection.gathered.len() <= GATHERED_MAX);
+        drop(there);
+    }
+}

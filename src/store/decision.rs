@@ -4,8 +4,8 @@ use super::Store;
 use super::caller::Caller;
 use super::canonical::Json;
 use super::change::{
-    Modify, OnConflict, Placed, create_all, in_order_of, modified_outcome, modify_all, rows_of,
-    stamp,
+    Created, Modify, OnConflict, Placed, create_all, in_order_of, modified_outcome, modify_all,
+    rows_of, stamp,
 };
 use super::critic_output::CriticOutput;
 use super::filter::{Field, FieldKind, Params as Dynamic};
@@ -146,6 +146,25 @@ impl Change for CreateDecisions {
                 .collect();
             let results = create_all(tx, &creates).await?;
 
+            // What was there before is equal only if the critic outputs that were given are there, too.
+            let equal = |created: &Created<Decision>, applied: &Applied<'_, Self>| -> Vec<Uuid> {
+                let pairs = created.rows.iter().zip(&applied.change.critic_outputs);
+                let equal = pairs
+                    .filter(|((_, placed), given)| *placed == Placed::Equal && !given.is_empty());
+                equal.map(|((row, _), _)| row.uid).collect()
+            };
+            let compared: Vec<Uuid> = results
+                .iter()
+                .zip(changes)
+                .filter_map(|(result, applied)| Some(equal(result.as_ref().ok()?, applied)))
+                .flatten()
+                .collect();
+            let there = if compared.is_empty() {
+                Vec::new()
+            } else {
+                tx.run(CriticOutput::live_children(), &(compared,)).await?
+            };
+
             // A new decision has no critic outputs yet, so all of these are new, too.
             let mut critics = Vec::new();
             let mut outcomes = Vec::with_capacity(results.len());
@@ -161,6 +180,21 @@ impl Change for CreateDecisions {
                         continue;
                     }
                 };
+                let differs = created.rows.iter().zip(&applied.change.critic_outputs).find(
+                    |((row, placed), given)| {
+                        *placed == Placed::Equal && !are_there(row, given, &there)
+                    },
+                );
+                if let Some(((row, _), _)) = differs {
+                    let (kind, id) = (Decision::KIND, row.id.clone());
+                    let error = Error::Taken { kind, id, fields: vec!["critic_outputs".into()] };
+                    let dirty = created.rows.iter().any(|(_, placed)| *placed == Placed::New);
+                    outcomes.push(match dirty {
+                        true => Outcome::Spoiled(error),
+                        false => Outcome::Failed(error),
+                    });
+                    continue;
+                }
                 let (mut entries, shown) = created.traces();
                 for ((row, placed), given) in
                     created.rows.iter().zip(&applied.change.critic_outputs)
@@ -208,6 +242,25 @@ fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foresee
         inserts.push(Insert::of(&critics.iter().collect::<Vec<_>>()));
     }
     Foreseen { inserts, outcomes }
+}
+
+/// Whether each of the given critic outputs is one of those that are there, whatever id the server gave it. There may be
+/// others, which were added later.
+fn are_there(decision: &Decision, given: &[CriticOutput], there: &[CriticOutput]) -> bool {
+    let mut there: Vec<_> = there.iter().filter(|row| row.decision_uid == decision.uid).collect();
+    given.iter().all(|given| {
+        let is_it = |row: &&CriticOutput| {
+            let mut given = given.clone();
+            given.decision_uid = decision.uid;
+            given.decision_id.clone_from(&decision.id);
+            if given.id == given.uid.to_string() {
+                given.id.clone_from(&row.id);
+            }
+            row.differing_fields(&given).is_empty()
+        };
+        // Each stands for one.
+        there.iter().position(is_it).map(|n| there.swap_remove(n)).is_some()
+    })
 }
 
 /// The critic outputs that come with a new decision, as they are recorded.

@@ -266,6 +266,8 @@ impl From<tokio_postgres::Error> for Error {
             | SqlState::CANNOT_CONNECT_NOW
             | SqlState::ADMIN_SHUTDOWN
             | SqlState::CRASH_SHUTDOWN
+            | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+            | SqlState::IDLE_SESSION_TIMEOUT
             | SqlState::READ_ONLY_SQL_TRANSACTION => Self::unavailable(error),
             // Our statements are held against the schema by a test, so it is the schema that is another.
             SqlState::UNDEFINED_TABLE

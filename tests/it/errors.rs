@@ -175,7 +175,7 @@ async fn each_wrong_field_is_refused_by_name_and_reason() {
     }
     let none = pb::CreateDecisionRequest { decision: None, ..Default::default() };
     let status = fails!(client.create_decision(none), InvalidArgument, "FIELD_INVALID");
-    assert_eq!(wrong_fields(&status)[0], "decision");
+    assert_eq!(wrong_fields(&status), ["decision"], "and nothing of what it would hold");
     let long = x(256);
     for id in ["-a", " a", "a b", "a\n", "é", "a#b", &long] {
         let call = client.create_decision(create(id, decision("ALLOW", 0.5)));

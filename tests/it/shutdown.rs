@@ -168,6 +168,7 @@ async fn a_unix_socket_serves_and_is_taken_over_from_the_dead() {
             drop((channel, client));
             server.signal("TERM");
             assert_eq!(server.ended().await.code(), Some(0), "{}", server.log());
+            assert!(!path.exists(), "it cleans up behind itself");
         }
     }
     postgres.stop().await;

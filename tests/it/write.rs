@@ -281,6 +281,24 @@ async fn an_id_that_is_taken_is_settled_as_the_caller_asks() {
     let status = fails!(client.create_decision(timed), AlreadyExists, "EXISTS_DIFFERENT");
     assert_eq!(info(&status)["fields"], "decide_time");
     assert_eq!(head(&world.anonymous()).await, 1);
+    // So are the critic outputs; those that were added later do not matter.
+    let critics = |names: &[&str]| {
+        let critic_outputs = names.iter().map(|name| critic("", name, "DENY", 0.5)).collect();
+        let content = pb::Decision { critic_outputs, ..decision("DENY", 0.5) };
+        let options = on_conflict(pb::OnConflict::ReturnIfEqual);
+        pb::CreateDecisionRequest { options, ..create("c", content) }
+    };
+    ok!(client.create_decision(critics(&["one", "two"])));
+    for names in [&["one", "two"][..], &["two", "one"], &["two"], &[]] {
+        let equal = ok!(client.create_decision(critics(names)));
+        assert!(equal.receipt.unwrap().unchanged, "{names:?}");
+    }
+    for names in [&["one", "one"][..], &["three"], &["one", "two", "three"]] {
+        let call = client.create_decision(critics(names));
+        let status = fails!(call, AlreadyExists, "EXISTS_DIFFERENT");
+        assert_eq!(info(&status)["fields"], "critic_outputs", "{names:?}");
+    }
+    assert_eq!(head(&world.anonymous()).await, 4);
 
     // In a batch: what is there and equal is given back, what is new is made.
     let batch = pb::BatchCreateDecisionsRequest {
@@ -291,7 +309,7 @@ async fn an_id_that_is_taken_is_settled_as_the_caller_asks() {
     assert_eq!(Some(&answer.decisions[0]), first.decision.as_ref());
     assert!(!answer.receipt.unwrap().unchanged);
     assert!(ok!(client.batch_create_decisions(batch)).receipt.unwrap().unchanged);
-    assert_eq!(head(&world.anonymous()).await, 2);
+    assert_eq!(head(&world.anonymous()).await, 5);
     world.close().await;
 }
 

@@ -192,7 +192,10 @@ fn completing(code: Code, message: &str) -> (Status, ErrorDetails) {
 fn bare_statuses_are_completed() {
     let size = "Error, decoded message length too large: found 9 bytes, the limit is: 4 bytes";
     let malformed = "failed to decode Protobuf message: invalid tag value: 0";
+    let gone = "h2 protocol error: error reading a body from connection";
     let table = [
+        (Code::Unknown, gone, Code::Cancelled, Reason::DeadlineExceeded),
+        (Code::Internal, gone, Code::Cancelled, Reason::DeadlineExceeded),
         (Code::OutOfRange, size, Code::ResourceExhausted, Reason::MessageTooLarge),
         (Code::Internal, malformed, Code::InvalidArgument, Reason::FieldInvalid),
         (Code::Internal, "Missing request message.", Code::InvalidArgument, Reason::FieldInvalid),

@@ -51,6 +51,21 @@ BEGIN
 END
 $$;
 
+-- What the table of every noun begins with: `CREATE TABLE casebook.x (LIKE casebook.noun INCLUDING DEFAULTS, ...`. It
+-- holds no rows itself.
+CREATE TABLE casebook.noun (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  id text COLLATE "C" NOT NULL,
+  uid uuid NOT NULL,
+  version bigint NOT NULL,
+  create_time timestamptz NOT NULL,
+  update_time timestamptz NOT NULL,
+  delete_time timestamptz,
+  created_by text NOT NULL,
+  updated_by text NOT NULL
+);
+ALTER TABLE casebook.noun ENABLE ROW LEVEL SECURITY;
+
 -- The last number of each tenant's log. Its row is locked last in a write, so that the lock is short.
 CREATE TABLE casebook.log_head (
   tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),

@@ -1,15 +1,7 @@
 -- Tenants and the API tokens that act for them. A tenant's row belongs to the tenant "system", which administers it; a
 -- token's row belongs to the tenant it acts for.
 CREATE TABLE casebook.tenant (
-  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
-  uid uuid NOT NULL,
-  id text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  create_time timestamptz NOT NULL,
-  update_time timestamptz NOT NULL,
-  delete_time timestamptz,
-  created_by text NOT NULL,
-  updated_by text NOT NULL,
+  LIKE casebook.noun INCLUDING DEFAULTS,
   display_name text COLLATE "C" NOT NULL,
   -- TenantState: 1 active, 2 read only, 3 suspended.
   state smallint NOT NULL CHECK (state BETWEEN 1 AND 3),
@@ -19,15 +11,7 @@ CREATE UNIQUE INDEX tenant_id ON casebook.tenant (tenant_id, id) WHERE delete_ti
 CALL casebook.build_wall('casebook.tenant');
 
 CREATE TABLE casebook.api_token (
-  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
-  uid uuid NOT NULL,
-  id text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  create_time timestamptz NOT NULL,
-  update_time timestamptz NOT NULL,
-  delete_time timestamptz,
-  created_by text NOT NULL,
-  updated_by text NOT NULL,
+  LIKE casebook.noun INCLUDING DEFAULTS,
   display_name text COLLATE "C" NOT NULL,
   -- Bits: 1 reader, 2 writer, 4 auditor, 8 admin.
   roles smallint NOT NULL CHECK (roles BETWEEN 1 AND 15),

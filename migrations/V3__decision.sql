@@ -1,14 +1,6 @@
 -- What machines decided about people, each critic's part in it, and who overruled it.
 CREATE TABLE casebook.decision (
-  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
-  uid uuid NOT NULL,
-  id text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  create_time timestamptz NOT NULL,
-  update_time timestamptz NOT NULL,
-  delete_time timestamptz,
-  created_by text NOT NULL,
-  updated_by text NOT NULL,
+  LIKE casebook.noun INCLUDING DEFAULTS,
   input_data jsonb NOT NULL,
   final_verdict text COLLATE "C" NOT NULL,
   reason text NOT NULL,
@@ -51,16 +43,8 @@ ALTER TABLE casebook.decision ALTER COLUMN labels SET STATISTICS 1000, ALTER COL
 CALL casebook.build_wall('casebook.decision');
 
 CREATE TABLE casebook.critic_output (
-  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
-  uid uuid NOT NULL,
-  id text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  create_time timestamptz NOT NULL,
-  update_time timestamptz NOT NULL,
-  -- Set and cleared together with the decision's.
-  delete_time timestamptz,
-  created_by text NOT NULL,
-  updated_by text NOT NULL,
+  -- delete_time is set and cleared together with the decision's.
+  LIKE casebook.noun INCLUDING DEFAULTS,
   decision_uid uuid NOT NULL,
   decision_id text COLLATE "C" NOT NULL,
   critic text COLLATE "C" NOT NULL,
@@ -84,16 +68,8 @@ CREATE INDEX critic_output_time ON casebook.critic_output (tenant_id, create_tim
 CALL casebook.build_wall('casebook.critic_output');
 
 CREATE TABLE casebook.override (
-  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
-  uid uuid NOT NULL,
-  id text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  create_time timestamptz NOT NULL,
-  update_time timestamptz NOT NULL,
-  -- Set and cleared together with the decision's.
-  delete_time timestamptz,
-  created_by text NOT NULL,
-  updated_by text NOT NULL,
+  -- delete_time is set and cleared together with the decision's.
+  LIKE casebook.noun INCLUDING DEFAULTS,
   decision_uid uuid NOT NULL,
   decision_id text COLLATE "C" NOT NULL,
   original_outcome text COLLATE "C" NOT NULL,

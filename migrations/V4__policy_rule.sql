@@ -1,14 +1,6 @@
 -- The governance rules that decisions were made under.
 CREATE TABLE casebook.policy_rule (
-  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
-  uid uuid NOT NULL,
-  id text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  create_time timestamptz NOT NULL,
-  update_time timestamptz NOT NULL,
-  delete_time timestamptz,
-  created_by text NOT NULL,
-  updated_by text NOT NULL,
+  LIKE casebook.noun INCLUDING DEFAULTS,
   name text COLLATE "C" NOT NULL,
   rule_type text COLLATE "C" NOT NULL,
   severity text COLLATE "C" NOT NULL,

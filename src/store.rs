@@ -5,6 +5,7 @@ pub mod backend;
 pub mod caller;
 pub mod canonical;
 pub mod change;
+pub mod child;
 pub mod critic_output;
 pub mod decision;
 pub mod filter;
@@ -44,14 +45,14 @@ pub const QUERIES: &[&[&dyn Check]] = &[
     api_token::QUERIES,
     critic_output::critic_output::QUERIES,
     critic_output::critic_output::ROW_QUERIES,
-    critic_output::QUERIES,
+    critic_output::children::QUERIES,
     decision::decision::QUERIES,
     decision::decision::ROW_QUERIES,
     log::QUERIES,
     log::ROW_QUERIES,
     r#override::r#override::QUERIES,
     r#override::r#override::ROW_QUERIES,
-    r#override::QUERIES,
+    r#override::children::QUERIES,
     policy_rule::policy_rule::QUERIES,
     policy_rule::policy_rule::ROW_QUERIES,
     request_ledger::QUERIES,

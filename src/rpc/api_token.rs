@@ -116,25 +116,12 @@ pub fn revoke(id: String) -> Modify<ApiToken> {
 
 impl From<ApiToken> for pb::ApiToken {
     fn from(row: ApiToken) -> Self {
-        let (etag, meta, roles) = (row.etag(), wire::meta(row.meta()), roles_of(row.roles()));
-        let ApiToken {
-            uid: _,
-            id,
-            version: _,
-            create_time: _,
-            update_time: _,
-            delete_time: _,
-            created_by: _,
-            updated_by: _,
-            display_name,
-            roles: _,
-            expire_time,
-            revoke_time,
-        } = row;
+        let (etag, roles) = (row.etag(), roles_of(row.roles()));
+        let ApiToken { id, meta, display_name, roles: _, expire_time, revoke_time } = row;
         Self {
             id,
             etag,
-            meta,
+            meta: wire::meta(meta),
             display_name,
             roles,
             expire_time: expire_time.and_then(wire::timestamp),

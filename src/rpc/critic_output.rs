@@ -5,9 +5,8 @@ use super::wire::{self, Fields, Write};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::critic_output::{AddCriticOutputs, CriticOutput};
-use crate::store::noun::Noun;
+use crate::store::noun::{Meta, Noun};
 use crate::{Error, Reason, Result};
-use std::time::SystemTime;
 use uuid::Uuid;
 
 const SOURCES_MAX: usize = 100;
@@ -55,14 +54,8 @@ pub fn read_new(f: &mut Fields, critic_output: pb::CriticOutput) -> CriticOutput
         f.wrong("priority", "must be \"\", \"override\" or \"veto\"");
     }
     CriticOutput {
-        uid,
         id: f.new_id("id", id, uid),
-        version: 0,
-        create_time: SystemTime::UNIX_EPOCH,
-        update_time: SystemTime::UNIX_EPOCH,
-        delete_time: None,
-        created_by: String::new(),
-        updated_by: String::new(),
+        meta: Meta::new(uid),
         decision_uid: Uuid::nil(),
         decision_id: String::new(),
         critic: f.name("critic", critic, 255),
@@ -94,16 +87,10 @@ fn read_sources(fields: &mut Fields, sources: Vec<pb::EvidenceSource>) -> Json {
 
 impl From<CriticOutput> for pb::CriticOutput {
     fn from(row: CriticOutput) -> Self {
-        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let etag = row.etag();
         let CriticOutput {
-            uid: _,
             id,
-            version: _,
-            create_time: _,
-            update_time: _,
-            delete_time: _,
-            created_by: _,
-            updated_by: _,
+            meta,
             decision_uid: _,
             decision_id,
             critic,
@@ -120,7 +107,7 @@ impl From<CriticOutput> for pb::CriticOutput {
         Self {
             id,
             etag,
-            meta,
+            meta: wire::meta(meta),
             decision_id,
             critic,
             verdict,

@@ -5,12 +5,11 @@ use super::{Api, Selection, citation, json, only, open, page};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::change::Modify;
+use crate::store::child::Hide;
 use crate::store::critic_output::{self, CriticOutput};
-use crate::store::decision::{
-    self, CreateDecisions, Decision, FINAL, GroupBy, HideDecision, NewDecision,
-};
+use crate::store::decision::{self, CreateDecisions, Decision, FINAL, GroupBy, NewDecision};
 use crate::store::list::ListQuery;
-use crate::store::noun::Noun;
+use crate::store::noun::{Meta, Noun};
 use crate::store::r#override::{self, Override};
 use crate::{Error, Reason, Result};
 use sha2::{Digest, Sha256};
@@ -138,7 +137,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::DeleteDecisionRequest>,
     ) -> Answer<pb::DeleteDecisionResponse> {
-        let (row, receipt) = self.write::<_, HideDecision>(request).await?;
+        let (row, receipt) = self.write::<_, Hide<Decision>>(request).await?;
         Ok(Response::new(pb::DeleteDecisionResponse { decision: row.map(Into::into), receipt }))
     }
 
@@ -146,7 +145,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::UndeleteDecisionRequest>,
     ) -> Answer<pb::UndeleteDecisionResponse> {
-        let (row, receipt) = self.write::<_, HideDecision>(request).await?;
+        let (row, receipt) = self.write::<_, Hide<Decision>>(request).await?;
         Ok(Response::new(pb::UndeleteDecisionResponse { decision: row.map(Into::into), receipt }))
     }
 
@@ -265,7 +264,7 @@ impl super::Parts {
         }
         let id = wire::id("decision_id", decision_id)?;
         let decision: Decision = self.store.get(caller, &id).await?;
-        Ok(Some(("d.decision_uid", decision.uid)))
+        Ok(Some(("d.decision_uid", decision.meta.uid)))
     }
 }
 
@@ -360,25 +359,13 @@ fn read_new(fields: &mut Fields, id: String, decision: Option<pb::Decision>) -> 
         subject_id,
         case_hash: _,
     } = decision;
-    // The id may stand in either place, but not be two.
-    if !id.is_empty() && !repeated_id.is_empty() && id != repeated_id {
-        fields.wrong("decision.id", "must be empty or the same as decision_id");
-    }
-    let (field, id) =
-        if id.is_empty() { ("decision.id", repeated_id) } else { ("decision_id", id) };
-    let id = fields.new_id(field, id, uid);
+    let id = fields.new_id_of("decision", id, repeated_id, uid);
     fields.within("decision", |f| {
         let input_data = f.object("input_data", input_data);
         let case_hash = log_hex(&input_data);
         let decision = Decision {
-            uid,
             id,
-            version: 0,
-            create_time: SystemTime::UNIX_EPOCH,
-            update_time: SystemTime::UNIX_EPOCH,
-            delete_time: None,
-            created_by: String::new(),
-            updated_by: String::new(),
+            meta: Meta::new(uid),
             input_data,
             final_verdict: f.verdict("final_verdict", final_verdict),
             reason: f.text("reason", reason, wire::LONG_TEXT_BYTES_MAX),
@@ -527,7 +514,7 @@ impl Step {
     }
 }
 
-impl TryFrom<pb::DeleteDecisionRequest> for Write<HideDecision> {
+impl TryFrom<pb::DeleteDecisionRequest> for Write<Hide<Decision>> {
     type Error = Error;
 
     fn try_from(request: pb::DeleteDecisionRequest) -> Result<Self> {
@@ -538,12 +525,11 @@ impl TryFrom<pb::DeleteDecisionRequest> for Write<HideDecision> {
         fields.only_fail(on_conflict);
         let id = fields.id("decision_id", decision_id);
         let etag = fields.etag("etag", etag);
-        fields
-            .finish(Self { change: HideDecision(Modify::delete(id, etag, allow_missing)), options })
+        fields.finish(Self { change: Hide(Modify::delete(id, etag, allow_missing)), options })
     }
 }
 
-impl TryFrom<pb::UndeleteDecisionRequest> for Write<HideDecision> {
+impl TryFrom<pb::UndeleteDecisionRequest> for Write<Hide<Decision>> {
     type Error = Error;
 
     fn try_from(request: pb::UndeleteDecisionRequest) -> Result<Self> {
@@ -553,22 +539,16 @@ impl TryFrom<pb::UndeleteDecisionRequest> for Write<HideDecision> {
         let (options, on_conflict) = fields.options(options, digest);
         fields.only_fail(on_conflict);
         let id = fields.id("decision_id", decision_id);
-        fields.finish(Self { change: HideDecision(Modify::undelete(id)), options })
+        fields.finish(Self { change: Hide(Modify::undelete(id)), options })
     }
 }
 
 impl From<Decision> for pb::Decision {
     fn from(row: Decision) -> Self {
-        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let etag = row.etag();
         let Decision {
-            uid: _,
             id,
-            version: _,
-            create_time: _,
-            update_time: _,
-            delete_time: _,
-            created_by: _,
-            updated_by: _,
+            meta,
             input_data,
             final_verdict,
             reason,
@@ -592,7 +572,7 @@ impl From<Decision> for pb::Decision {
         Self {
             id,
             etag,
-            meta,
+            meta: wire::meta(meta),
             input_data: json::to_optional_struct(&input_data),
             final_verdict,
             reason,

@@ -5,9 +5,8 @@ use super::json;
 use super::wire::{self, Fields, Write};
 use crate::Result;
 use crate::pb;
-use crate::store::noun::Noun;
+use crate::store::noun::{Meta, Noun};
 use crate::store::r#override::{CreateOverride, Override};
-use std::time::SystemTime;
 use uuid::Uuid;
 
 const JUSTIFICATION_CHARS: std::ops::RangeInclusive<usize> = 10..=10_000;
@@ -42,20 +41,13 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
         supporting_documents,
         additional_context,
     } = given;
-    for (one, other, field) in [
-        (&override_id, &repeated_id, "override.id"),
-        (&decision_id, &repeated_decision_id, "override.decision_id"),
-    ] {
-        if !one.is_empty() && !other.is_empty() && one != other {
-            fields.wrong(field, "must be empty or the same as in the request");
-        }
+    let id = fields.new_id_of("override", override_id, repeated_id, uid);
+    if !decision_id.is_empty()
+        && !repeated_decision_id.is_empty()
+        && decision_id != repeated_decision_id
+    {
+        fields.wrong("override.decision_id", "must be empty or the same as decision_id");
     }
-    let (field, id) = if override_id.is_empty() {
-        ("override.id", repeated_id)
-    } else {
-        ("override_id", override_id)
-    };
-    let id = fields.new_id(field, id, uid);
     let decision_id = if decision_id.is_empty() { repeated_decision_id } else { decision_id };
     let decision_id = fields.id("decision_id", decision_id);
     let decision_etag = fields.etag("decision_etag", decision_etag);
@@ -77,14 +69,8 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
             f.verdict("original_outcome", original_outcome)
         };
         Override {
-            uid,
             id,
-            version: 0,
-            create_time: SystemTime::UNIX_EPOCH,
-            update_time: SystemTime::UNIX_EPOCH,
-            delete_time: None,
-            created_by: String::new(),
-            updated_by: String::new(),
+            meta: Meta::new(uid),
             decision_uid: Uuid::nil(),
             decision_id,
             original_outcome,
@@ -112,16 +98,10 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
 
 impl From<Override> for pb::Override {
     fn from(row: Override) -> Self {
-        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let etag = row.etag();
         let Override {
-            uid: _,
             id,
-            version: _,
-            create_time: _,
-            update_time: _,
-            delete_time: _,
-            created_by: _,
-            updated_by: _,
+            meta,
             decision_uid: _,
             decision_id,
             original_outcome,
@@ -142,7 +122,7 @@ impl From<Override> for pb::Override {
         Self {
             id,
             etag,
-            meta,
+            meta: wire::meta(meta),
             decision_id,
             original_outcome,
             proposed_outcome,

@@ -5,7 +5,7 @@ use super::{Api, Selection, json, only, open};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::change::{Create, Modify};
-use crate::store::noun::Noun;
+use crate::store::noun::{Meta, Noun};
 use crate::store::policy_rule::{LISTING, PolicyRule};
 use crate::{Error, Result};
 use std::time::SystemTime;
@@ -104,26 +104,12 @@ impl TryFrom<pb::CreatePolicyRuleRequest> for Write<Create<PolicyRule>> {
             effective_time,
             retire_time,
         } = rule;
-        if !policy_rule_id.is_empty() && !repeated_id.is_empty() && policy_rule_id != repeated_id {
-            fields.wrong("policy_rule.id", "must be empty or the same as policy_rule_id");
-        }
-        let (field, id) = if policy_rule_id.is_empty() {
-            ("policy_rule.id", repeated_id)
-        } else {
-            ("policy_rule_id", policy_rule_id)
-        };
         let uid = Uuid::now_v7();
-        let id = fields.new_id(field, id, uid);
+        let id = fields.new_id_of("policy_rule", policy_rule_id, repeated_id, uid);
         let row = fields.within("policy_rule", |f| {
             let row = PolicyRule {
-                uid,
                 id,
-                version: 0,
-                create_time: SystemTime::UNIX_EPOCH,
-                update_time: SystemTime::UNIX_EPOCH,
-                delete_time: None,
-                created_by: String::new(),
-                updated_by: String::new(),
+                meta: Meta::new(uid),
                 name: f.name("name", name, 255),
                 rule_type: f.text("rule_type", rule_type, 63),
                 severity: f.text("severity", severity, 63),
@@ -253,16 +239,10 @@ impl Step {
 
 impl From<PolicyRule> for pb::PolicyRule {
     fn from(row: PolicyRule) -> Self {
-        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
+        let etag = row.etag();
         let PolicyRule {
-            uid: _,
             id,
-            version: _,
-            create_time: _,
-            update_time: _,
-            delete_time: _,
-            created_by: _,
-            updated_by: _,
+            meta,
             name,
             rule_type,
             severity,
@@ -275,7 +255,7 @@ impl From<PolicyRule> for pb::PolicyRule {
         Self {
             id,
             etag,
-            meta,
+            meta: wire::meta(meta),
             name,
             rule_type,
             severity,

@@ -116,7 +116,7 @@ impl pb::tenant_service_server::TenantService for Api {
     ) -> Answer<pb::RevokeApiTokenResponse> {
         let (row, receipt) = self.write::<_, Modify<ApiToken>>(request).await?;
         if let Some(token) = &row {
-            (self.forget.token)(token.uid);
+            (self.forget.token)(token.meta.uid);
         }
         Ok(Response::new(pb::RevokeApiTokenResponse { api_token: row.map(Into::into), receipt }))
     }
@@ -218,19 +218,8 @@ impl TryFrom<pb::UpdateTenantRequest> for Write<Modify<Tenant>> {
 
 impl From<Tenant> for pb::Tenant {
     fn from(row: Tenant) -> Self {
-        let (etag, meta) = (row.etag(), wire::meta(row.meta()));
-        let Tenant {
-            uid: _,
-            id,
-            version: _,
-            create_time: _,
-            update_time: _,
-            delete_time: _,
-            created_by: _,
-            updated_by: _,
-            display_name,
-            state,
-        } = row;
-        Self { id, etag, meta, display_name, state: state.into() }
+        let etag = row.etag();
+        let Tenant { id, meta, display_name, state } = row;
+        Self { id, etag, meta: wire::meta(meta), display_name, state: state.into() }
     }
 }

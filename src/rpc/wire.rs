@@ -140,6 +140,24 @@ impl Fields {
         if value.is_empty() { uid.to_string() } else { self.id(field, value) }
     }
 
+    /// The id of a new resource, which may stand in the request, in the message or in both.
+    pub fn new_id_of(
+        &mut self,
+        noun: &str,
+        in_request: String,
+        in_message: String,
+        uid: Uuid,
+    ) -> String {
+        let (outer, inner) = (format!("{noun}_id"), format!("{noun}.id"));
+        if !in_request.is_empty() && !in_message.is_empty() && in_request != in_message {
+            self.wrong(&inner, format!("must be empty or the same as {outer}"));
+        }
+        match in_request.is_empty() {
+            true => self.new_id(&inner, in_message, uid),
+            false => self.new_id(&outer, in_request, uid),
+        }
+    }
+
     /// `^[A-Z][A-Z0-9_]{0,63}$`
     pub fn verdict(&mut self, field: &str, value: String) -> String {
         let bytes = value.as_bytes();

@@ -6,7 +6,7 @@ use super::change::{create_all, rows_of};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::LogRow;
-use super::noun::Noun;
+use super::noun::{Meta, Noun};
 use super::tenant::state_of;
 use super::write::{Applied, Change, Outcome, RowKey, Tx};
 use crate::{Error, Result, noun, queries, row};
@@ -34,14 +34,8 @@ impl ApiToken {
         expire_time: Option<SystemTime>,
     ) -> Self {
         Self {
-            uid,
             id: uid.simple().to_string(),
-            version: 0,
-            create_time: SystemTime::UNIX_EPOCH,
-            update_time: SystemTime::UNIX_EPOCH,
-            delete_time: None,
-            created_by: String::new(),
-            updated_by: String::new(),
+            meta: Meta::new(uid),
             display_name,
             roles: i16::from(roles.bits()),
             expire_time,
@@ -117,7 +111,7 @@ impl Change for CreateApiToken {
                 })
                 .collect();
             let results = create_all(tx, &creates).await?;
-            let uids = changes.iter().map(|a| a.change.token.uid).collect();
+            let uids = changes.iter().map(|a| a.change.token.meta.uid).collect();
             let secrets = changes.iter().map(|a| a.change.secret_sha256.to_vec()).collect();
             tx.run(&INSERT_SECRET, &(uids, secrets)).await?;
             results

@@ -1,7 +1,7 @@
 //! The changes that most nouns need: create rows, and modify one row.
 
 use super::log::{Entry, LogRow};
-use super::noun::Noun;
+use super::noun::{Meta, Noun};
 use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
@@ -26,28 +26,26 @@ pub struct Create<T> {
 /// Fills in what the server owns on a new row.
 pub fn stamp<T: Noun>(row: &T, author: &str, now: SystemTime) -> T {
     let mut row = row.clone();
-    let uid = row.meta().uid;
-    row.set_meta(super::noun::Meta {
-        uid,
+    *row.meta_mut() = Meta {
+        uid: row.meta().uid,
         version: 1,
         create_time: now,
         update_time: now,
         delete_time: None,
         created_by: author.to_owned(),
         updated_by: author.to_owned(),
-    });
+    };
     row.stamp(now);
     row
 }
 
 /// Turns a locked row into its next version.
 pub fn advance<T: Noun>(row: &mut T, author: &str, now: SystemTime) {
-    let mut meta = row.meta();
+    let meta = row.meta_mut();
     meta.version += 1;
     // Time never runs backwards within a resource, even if the server's clock did.
     meta.update_time = now.max(meta.update_time);
     meta.updated_by = author.to_owned();
-    row.set_meta(meta);
 }
 
 /// What one `Create` found for each of its rows: the row as it now stands, and whether it is new.
@@ -116,10 +114,9 @@ pub async fn create_all<'a, T: Noun>(
                     refused = Some(Error::Taken { kind: T::KIND, id, fields });
                 }
                 OnConflict::Replace => {
-                    let mut meta = there.meta();
+                    let meta = Meta { delete_time: None, ..there.meta().clone() };
                     there = row;
-                    meta.delete_time = None;
-                    there.set_meta(meta);
+                    *there.meta_mut() = meta;
                     advance(&mut there, author, tx.now);
                     replaced.push(there.clone());
                     created.push((there, Placed::Replaced));
@@ -269,9 +266,7 @@ impl<T: Noun> Modify<T> {
             allow_missing,
             deleted: false,
             patch: Box::new(|row, now| {
-                let mut meta = row.meta();
-                meta.delete_time = Some(now);
-                row.set_meta(meta);
+                row.meta_mut().delete_time = Some(now);
                 Ok(())
             }),
             size_bytes: 0,
@@ -287,9 +282,7 @@ impl<T: Noun> Modify<T> {
             allow_missing: false,
             deleted: true,
             patch: Box::new(|row, _| {
-                let mut meta = row.meta();
-                meta.delete_time = None;
-                row.set_meta(meta);
+                row.meta_mut().delete_time = None;
                 Ok(())
             }),
             size_bytes: 0,

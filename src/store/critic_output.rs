@@ -2,17 +2,14 @@
 
 use super::canonical::Json;
 use super::change::{in_order_of, rows_of, stamp};
-use super::decision::{Child, Decision};
+use super::decision::Decision;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
-use super::query::Query;
 use super::write::{Applied, Change, Outcome, RowKey, Tx};
-use crate::{Error, Result, noun, queries};
+use crate::{Error, Result, child, noun};
 use futures_util::future::BoxFuture;
-use std::time::SystemTime;
-use uuid::Uuid;
 
 noun! {
     pub struct CriticOutput in "critic_output" as critic_output {
@@ -52,27 +49,7 @@ pub static LISTING: Listing = Listing {
     ],
 };
 
-queries! { "critic_output" {
-    LIVE_CHILDREN(Vec<Uuid>) -> CriticOutput =
-        "SELECT {*} FROM critic_output WHERE decision_uid = ANY($1) AND delete_time IS NULL FOR UPDATE";
-    HIDDEN_CHILDREN(Vec<Uuid>, Vec<SystemTime>) -> CriticOutput =
-        "SELECT {*} FROM critic_output WHERE (decision_uid, delete_time) IN \
-         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE";
-} }
-
-impl Child for CriticOutput {
-    const ID_IS_OF_TENANT: bool = false;
-
-    fn decision_uid(&self) -> Uuid {
-        self.decision_uid
-    }
-    fn live_children() -> &'static Query<(Vec<Uuid>,), Self> {
-        &LIVE_CHILDREN
-    }
-    fn hidden_children() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self> {
-        &HIDDEN_CHILDREN
-    }
-}
+child!(CriticOutput in "critic_output" of decision_uid, ids_of_tenant: false);
 
 /// Adds critic outputs to a decision, all or none.
 pub struct AddCriticOutputs {
@@ -103,7 +80,7 @@ impl Change for AddCriticOutputs {
                 if let Some(decision) = decisions.get(&change.decision_id) {
                     rows.extend(change.rows.iter().map(|row| {
                         let mut row = stamp(row, caller.acting(), tx.now);
-                        row.decision_uid = decision.uid;
+                        row.decision_uid = decision.meta.uid;
                         row.decision_id.clone_from(&decision.id);
                         row
                     }));

@@ -3,17 +3,14 @@
 use super::Store;
 use super::caller::Caller;
 use super::canonical::Json;
-use super::change::{
-    Created, Modify, OnConflict, Placed, create_all, in_order_of, modified_outcome, modify_all,
-    rows_of, stamp,
-};
+use super::change::{Created, OnConflict, Placed, create_all, in_order_of, rows_of, stamp};
+use super::child::{self, Child as _, Move, Moved, Parent};
 use super::critic_output::CriticOutput;
 use super::filter::{Field, FieldKind, Params as Dynamic};
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
 use super::r#override::Override;
-use super::query::Query;
 use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Tx};
 use crate::{Error, Result, noun};
 use futures_util::future::BoxFuture;
@@ -49,7 +46,7 @@ noun! {
     fn is_given(&self, field: &str) -> bool {
         match field {
             "state" => false,
-            "decide_time" => self.decide_time != self.create_time,
+            "decide_time" => self.decide_time != self.meta.create_time,
             _ => true,
         }
     }
@@ -151,7 +148,7 @@ impl Change for CreateDecisions {
                 let pairs = created.rows.iter().zip(&applied.change.critic_outputs);
                 let equal = pairs
                     .filter(|((_, placed), given)| *placed == Placed::Equal && !given.is_empty());
-                equal.map(|((row, _), _)| row.uid).collect()
+                equal.map(|((row, _), _)| row.meta.uid).collect()
             };
             let compared: Vec<Uuid> = results
                 .iter()
@@ -162,7 +159,7 @@ impl Change for CreateDecisions {
             let there = if compared.is_empty() {
                 Vec::new()
             } else {
-                tx.run(CriticOutput::live_children(), &(compared,)).await?
+                tx.run(CriticOutput::of_live(), &(compared,)).await?
             };
 
             // A new decision has no critic outputs yet, so all of these are new, too.
@@ -247,13 +244,14 @@ fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foresee
 /// Whether each of the given critic outputs is one of those that are there, whatever id the server gave it. There may be
 /// others, which were added later.
 fn are_there(decision: &Decision, given: &[CriticOutput], there: &[CriticOutput]) -> bool {
-    let mut there: Vec<_> = there.iter().filter(|row| row.decision_uid == decision.uid).collect();
+    let mut there: Vec<_> =
+        there.iter().filter(|row| row.decision_uid == decision.meta.uid).collect();
     given.iter().all(|given| {
         let is_it = |row: &&CriticOutput| {
             let mut given = given.clone();
-            given.decision_uid = decision.uid;
+            given.decision_uid = decision.meta.uid;
             given.decision_id.clone_from(&decision.id);
-            if given.id == given.uid.to_string() {
+            if given.id == given.meta.uid.to_string() {
                 given.id.clone_from(&row.id);
             }
             row.differing_fields(&given).is_empty()
@@ -274,152 +272,21 @@ fn critics_of(
         .iter()
         .map(|critic| {
             let mut critic = stamp(critic, author, now);
-            critic.decision_uid = decision.uid;
+            critic.decision_uid = decision.meta.uid;
             critic.decision_id.clone_from(&decision.id);
             critic
         })
         .collect()
 }
 
-/// Deletes or undeletes a decision together with what belongs to it.
-pub struct HideDecision(pub Modify<Decision>);
-
-impl Change for HideDecision {
-    type Answer = Option<Decision>;
-
-    fn touches(&self, rows: &mut Vec<RowKey>) {
-        self.0.touches(rows);
-    }
-
-    fn size_bytes(&self) -> usize {
-        0
-    }
-
-    fn apply<'a>(
-        tx: &'a Tx<'a>,
-        changes: &'a [Applied<'a, Self>],
-    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<Decision>>>>> {
+impl Parent for Decision {
+    fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
         Box::pin(async move {
-            // What an undelete finds of the time of the deletion, it must know before the patch takes it away.
-            let back: Vec<String> = changes
-                .iter()
-                .filter(|a| a.change.0.deleted)
-                .map(|a| a.change.0.id.clone())
-                .collect();
-            let before = if back.is_empty() {
-                Default::default()
-            } else {
-                tx.lock_deleted::<Decision>(back).await?
-            };
-            let pairs: Vec<_> =
-                changes.iter().map(|a| (&a.change.0, &**a.caller.acting())).collect();
-            let results = modify_all(tx, &pairs).await?;
-
-            let mut moves = Vec::new();
-            for (result, applied) in results.iter().zip(changes) {
-                if let Ok(Some((decision, true))) = result {
-                    let hidden_since = before.get(&decision.id).and_then(|row| row.delete_time);
-                    moves.push(Move { decision, hidden_since, author: applied.caller.acting() });
-                }
-            }
-            let (mut children, mut taken) = move_children::<CriticOutput>(tx, &moves).await?;
-            let (overrides, taken_overrides) = move_children::<Override>(tx, &moves).await?;
-            children.extend(overrides);
-            taken.extend(taken_overrides);
-
-            Ok(results
-                .into_iter()
-                .zip(changes)
-                .map(|(result, applied)| {
-                    let uid = result.as_ref().ok().and_then(|found| Some(found.as_ref()?.0.uid));
-                    if let Some(n) = taken.iter().position(|(parent, _)| Some(*parent) == uid) {
-                        return Outcome::Spoiled(taken.swap_remove(n).1);
-                    }
-                    let mut outcome = match result {
-                        Ok(modified) => modified_outcome(modified, applied.change.0.action),
-                        Err(error) => Outcome::Failed(error),
-                    };
-                    if let Outcome::Done { entries, .. } = &mut outcome {
-                        let mine = children.extract_if(.., |(parent, _)| Some(*parent) == uid);
-                        entries.extend(mine.map(|(_, entry)| entry));
-                    }
-                    outcome
-                })
-                .collect())
+            let mut moved = child::move_children::<CriticOutput>(tx, moves).await?;
+            moved.extend(child::move_children::<Override>(tx, moves).await?);
+            Ok(moved)
         })
     }
-
-    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<Decision>> {
-        self.0.rebuild(entries)
-    }
-}
-
-/// A decision that was just deleted, or undeleted after `hidden_since`.
-struct Move<'a> {
-    decision: &'a Decision,
-    hidden_since: Option<SystemTime>,
-    author: &'a str,
-}
-
-/// A noun that belongs to a decision and is hidden with it.
-pub trait Child: Noun {
-    /// Whether its ids are unique in the tenant, not just within the decision.
-    const ID_IS_OF_TENANT: bool;
-    fn decision_uid(&self) -> Uuid;
-    /// Live rows of the decisions, locked.
-    fn live_children() -> &'static Query<(Vec<Uuid>,), Self>;
-    /// Rows deleted together with the decisions: (uids, times), locked.
-    fn hidden_children() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self>;
-}
-
-/// By decision: the entries of what was moved, and what cannot come back because its id has been taken since.
-type Moved = (Vec<(Uuid, Entry)>, Vec<(Uuid, Error)>);
-
-async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Moved> {
-    let hide: Vec<Uuid> =
-        moves.iter().filter(|m| m.decision.delete_time.is_some()).map(|m| m.decision.uid).collect();
-    let (show, since): (Vec<Uuid>, Vec<SystemTime>) = moves
-        .iter()
-        .filter(|m| m.decision.delete_time.is_none())
-        .filter_map(|m| Some((m.decision.uid, m.hidden_since?)))
-        .unzip();
-    let mut children: Vec<T> = Vec::new();
-    let mut taken = Vec::new();
-    if !hide.is_empty() {
-        children.extend(tx.run(T::live_children(), &(hide,)).await?);
-    }
-    if !show.is_empty() {
-        let mut hidden: Vec<T> = tx.run(T::hidden_children(), &(show, since)).await?;
-        if T::ID_IS_OF_TENANT && !hidden.is_empty() {
-            let ids = hidden.iter().map(|child| child.id().to_owned()).collect();
-            let live = tx.lock::<T>(ids).await?.into_keys();
-            let mut used: std::collections::HashSet<String> = live.collect();
-            hidden.retain(|child| {
-                let id = child.id().to_owned();
-                let is_free = used.insert(id.clone());
-                if !is_free {
-                    let error = Error::Taken { kind: T::KIND, id, fields: Vec::new() };
-                    taken.push((child.decision_uid(), error));
-                }
-                is_free
-            });
-        }
-        children.extend(hidden);
-    }
-    let mut entries = Vec::with_capacity(children.len());
-    for child in &mut children {
-        let Some(parent) = moves.iter().find(|m| m.decision.uid == child.decision_uid()) else {
-            continue;
-        };
-        let mut meta = child.meta();
-        meta.delete_time = parent.decision.delete_time;
-        child.set_meta(meta);
-        super::change::advance(child, parent.author, tx.now);
-        let action = if parent.decision.delete_time.is_some() { "DELETE" } else { "UNDELETE" };
-        entries.push((child.decision_uid(), Entry::of(child, action)));
-    }
-    tx.save(&children).await?;
-    Ok((entries, taken))
 }
 
 /// What statistics are counted by.

@@ -6,16 +6,32 @@ use crate::Result;
 use std::time::SystemTime;
 use uuid::Uuid;
 
-/// Facts the server owns, alike on every noun.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Meta {
-    pub uid: Uuid,
-    pub version: i64,
-    pub create_time: SystemTime,
-    pub update_time: SystemTime,
-    pub delete_time: Option<SystemTime>,
-    pub created_by: String,
-    pub updated_by: String,
+crate::row! {
+    /// Facts the server owns, alike on every noun.
+    pub struct Meta {
+        pub uid: Uuid,
+        pub version: i64,
+        pub create_time: SystemTime,
+        pub update_time: SystemTime,
+        pub delete_time: Option<SystemTime>,
+        pub created_by: String,
+        pub updated_by: String,
+    }
+}
+
+impl Meta {
+    /// Of a row that is still to be written, which completes it.
+    pub fn new(uid: Uuid) -> Self {
+        Self {
+            uid,
+            version: 0,
+            create_time: SystemTime::UNIX_EPOCH,
+            update_time: SystemTime::UNIX_EPOCH,
+            delete_time: None,
+            created_by: String::new(),
+            updated_by: String::new(),
+        }
+    }
 }
 
 /// A row with an identity, versions and a place in the log. Implemented by [`noun!`](crate::noun).
@@ -24,8 +40,8 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     const KIND: &'static str;
 
     fn id(&self) -> &str;
-    fn meta(&self) -> Meta;
-    fn set_meta(&mut self, meta: Meta);
+    fn meta(&self) -> &Meta;
+    fn meta_mut(&mut self) -> &mut Meta;
     /// Name and canonical value of each field.
     fn document_fields(&self) -> Vec<(&'static str, &dyn super::canonical::Canonical)>;
     fn unnest<'a>(rows: impl ExactSizeIterator<Item = &'a Self> + Clone) -> Rows<Self>;
@@ -81,20 +97,12 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
 
     /// The fields that the caller gave `other`, a new row, in which it differs: all but those the server owns.
     fn differing_fields(&self, other: &Self) -> Vec<String> {
-        const SERVER: &[&str] = &[
-            "uid",
-            "version",
-            "create_time",
-            "update_time",
-            "delete_time",
-            "created_by",
-            "updated_by",
-        ];
+        let server: Vec<_> = Meta::columns().into_iter().map(|column| column.name).collect();
         let mut differing = Vec::new();
         for ((name, mine), (_, theirs)) in
             self.document_fields().into_iter().zip(other.document_fields())
         {
-            if SERVER.contains(&name) || !other.is_given(name) {
+            if server.contains(&name) || !other.is_given(name) {
                 continue;
             }
             let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -143,18 +151,28 @@ macro_rules! noun {
         }
         $($body:item)*
     ) => {
-        $crate::row! {
-            $(#[$meta])*
-            pub struct $name {
-                pub uid: uuid::Uuid,
-                pub id: String,
-                pub version: i64,
-                pub create_time: std::time::SystemTime,
-                pub update_time: std::time::SystemTime,
-                pub delete_time: Option<std::time::SystemTime>,
-                pub created_by: String,
-                pub updated_by: String,
-                $($(#[$doc])* pub $field: $ty,)*
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $name {
+            pub id: String,
+            pub meta: $crate::store::noun::Meta,
+            $($(#[$doc])* pub $field: $ty,)*
+        }
+
+        impl $crate::store::query::FromRow for $name {
+            fn columns() -> Vec<$crate::store::query::Column> {
+                let mut columns = vec![$crate::store::query::column::<String>("id")];
+                columns.extend($crate::store::noun::Meta::columns());
+                $(columns.push($crate::store::query::column::<$ty>(stringify!($field)));)*
+                columns
+            }
+            fn read(row: &tokio_postgres::Row, next: &mut usize) -> Result<Self, tokio_postgres::Error> {
+                use $crate::store::query::next_column;
+                Ok(Self {
+                    id: next_column(row, next)?,
+                    meta: $crate::store::noun::Meta::read(row, next)?,
+                    $($field: next_column(row, next)?,)*
+                })
             }
         }
 
@@ -202,36 +220,26 @@ macro_rules! noun {
             fn id(&self) -> &str {
                 &self.id
             }
-            fn meta(&self) -> $crate::store::noun::Meta {
-                $crate::store::noun::Meta {
-                    uid: self.uid,
-                    version: self.version,
-                    create_time: self.create_time,
-                    update_time: self.update_time,
-                    delete_time: self.delete_time,
-                    created_by: self.created_by.clone(),
-                    updated_by: self.updated_by.clone(),
-                }
+            fn meta(&self) -> &$crate::store::noun::Meta {
+                &self.meta
             }
-            fn set_meta(&mut self, meta: $crate::store::noun::Meta) {
-                let $crate::store::noun::Meta {
-                    uid, version, create_time, update_time, delete_time, created_by, updated_by,
-                } = meta;
-                self.uid = uid;
-                self.version = version;
-                self.create_time = create_time;
-                self.update_time = update_time;
-                self.delete_time = delete_time;
-                self.created_by = created_by;
-                self.updated_by = updated_by;
+            fn meta_mut(&mut self) -> &mut $crate::store::noun::Meta {
+                &mut self.meta
             }
             fn document_fields(&self) -> Vec<(&'static str, &dyn $crate::store::canonical::Canonical)> {
-                self.fields()
+                let mut fields = self.meta.fields();
+                fields.push(("id", &self.id));
+                $(fields.push((stringify!($field), &self.$field));)*
+                fields
             }
             fn unnest<'a>(
                 rows: impl ExactSizeIterator<Item = &'a Self> + Clone,
             ) -> $crate::store::query::Rows<Self> {
-                Self::unnest(rows)
+                use $crate::store::query::ColumnValues;
+                let mut columns = vec![ColumnValues::encode(rows.clone().map(|row| &row.id))];
+                columns.extend($crate::store::noun::Meta::unnest(rows.clone().map(|row| &row.meta)));
+                $(columns.push(ColumnValues::encode(rows.clone().map(|row| &row.$field)));)*
+                $crate::store::query::Rows::new(columns)
             }
             fn get() -> &'static $crate::store::query::Query<(Vec<String>,), Self> {
                 &$module::GET
@@ -255,7 +263,13 @@ macro_rules! noun {
                 &$module::LIVE
             }
             fn from_document(document: &[u8]) -> $crate::Result<Self> {
-                Self::from_json(document)
+                use $crate::store::canonical::{member, parse_object};
+                let document = parse_object(document)?;
+                Ok(Self {
+                    id: member(&document, "id")?,
+                    meta: $crate::store::noun::Meta::from_members(&document)?,
+                    $($field: member(&document, stringify!($field))?,)*
+                })
             }
         }
     };

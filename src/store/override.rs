@@ -2,17 +2,14 @@
 
 use super::canonical::Json;
 use super::change::{Modify, modify_all, rows_of, stamp};
-use super::decision::{Child, Decision, OVERRIDDEN};
+use super::decision::{Decision, OVERRIDDEN};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
-use super::query::Query;
 use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
-use crate::{Error, Result, noun, queries};
+use crate::{Error, Result, child, noun};
 use futures_util::future::BoxFuture;
-use std::time::SystemTime;
-use uuid::Uuid;
 
 noun! {
     pub struct Override in "override" as r#override {
@@ -58,27 +55,7 @@ pub static LISTING: Listing = Listing {
     ],
 };
 
-queries! { "override" {
-    LIVE_CHILDREN(Vec<Uuid>) -> Override =
-        "SELECT {*} FROM override WHERE decision_uid = ANY($1) AND delete_time IS NULL FOR UPDATE";
-    HIDDEN_CHILDREN(Vec<Uuid>, Vec<SystemTime>) -> Override =
-        "SELECT {*} FROM override WHERE (decision_uid, delete_time) IN \
-         (SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE";
-} }
-
-impl Child for Override {
-    const ID_IS_OF_TENANT: bool = true;
-
-    fn decision_uid(&self) -> Uuid {
-        self.decision_uid
-    }
-    fn live_children() -> &'static Query<(Vec<Uuid>,), Self> {
-        &LIVE_CHILDREN
-    }
-    fn hidden_children() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self> {
-        &HIDDEN_CHILDREN
-    }
-}
+child!(Override in "override" of decision_uid, ids_of_tenant: true);
 
 /// Overrules a decision and marks it, in one transaction.
 pub struct CreateOverride {
@@ -142,7 +119,7 @@ impl Change for CreateOverride {
             for (result, Applied { change, caller }) in marked.iter().zip(changes) {
                 if let Ok(Some((decision, _))) = result {
                     let mut row = stamp(&change.row, caller.acting(), tx.now);
-                    row.decision_uid = decision.uid;
+                    row.decision_uid = decision.meta.uid;
                     row.original_outcome.clone_from(&decision.final_verdict);
                     rows.push(row);
                 }

@@ -99,7 +99,19 @@ pub const fn column<T: ColumnType>(name: &'static str) -> Column {
 /// A struct that is read from a row, column by column, by name. Implemented by [`row!`](crate::row).
 pub trait FromRow: Sized + Send + 'static {
     fn columns() -> Vec<Column>;
-    fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error>;
+    /// Reads the next columns of the row, and moves on behind them.
+    fn read(row: &Row, next: &mut usize) -> Result<Self, tokio_postgres::Error>;
+
+    fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Self::read(row, &mut 0)
+    }
+}
+
+/// The value of the next column.
+pub fn next_column<T: ColumnType>(row: &Row, next: &mut usize) -> Result<T, tokio_postgres::Error> {
+    let value = row.try_get(*next)?;
+    *next += 1;
+    Ok(value)
 }
 
 /// A statement that returns nothing to read.
@@ -107,7 +119,7 @@ impl FromRow for () {
     fn columns() -> Vec<Column> {
         Vec::new()
     }
-    fn from_row(_: &Row) -> Result<Self, tokio_postgres::Error> {
+    fn read(_: &Row, _: &mut usize) -> Result<Self, tokio_postgres::Error> {
         Ok(())
     }
 }
@@ -125,11 +137,8 @@ macro_rules! row {
                 vec![$($crate::store::query::column::<$ty>(stringify!($field)),)*]
             }
             // By position: `{*}` lists the columns in the order of the fields, and the schema test holds them so.
-            #[allow(unused_assignments, reason = "the last increment is not read")]
-            fn from_row(row: &tokio_postgres::Row) -> Result<Self, tokio_postgres::Error> {
-                let mut next = 0;
-                $(let $field: $ty = row.try_get(next)?; next += 1;)*
-                Ok(Self { $($field,)* })
+            fn read(row: &tokio_postgres::Row, next: &mut usize) -> Result<Self, tokio_postgres::Error> {
+                Ok(Self { $($field: $crate::store::query::next_column(row, next)?,)* })
             }
         }
 
@@ -142,20 +151,19 @@ macro_rules! row {
 
             /// The row again from its document.
             #[allow(dead_code, reason = "not every row is also a document")]
-            pub(in $crate::store) fn from_json(document: &[u8]) -> $crate::Result<Self> {
-                let document = $crate::store::canonical::parse_object(document)?;
-                Ok(Self { $($field: $crate::store::canonical::member(&document, stringify!($field))?,)* })
+            pub(in $crate::store) fn from_members(
+                document: &serde_json::Map<String, serde_json::Value>,
+            ) -> $crate::Result<Self> {
+                Ok(Self { $($field: $crate::store::canonical::member(document, stringify!($field))?,)* })
             }
 
             /// The rows turned into one array per column, for `{r.unnest}`.
             #[allow(dead_code, reason = "not every row is also written")]
             pub(in $crate::store) fn unnest<'a>(
                 rows: impl ExactSizeIterator<Item = &'a Self> + Clone,
-            ) -> $crate::store::query::Rows<Self> {
+            ) -> Vec<$crate::store::query::ColumnValues> {
                 use $crate::store::query::ColumnValues;
-                $crate::store::query::Rows::new(vec![
-                    $(ColumnValues::encode(rows.clone().map(|row| &row.$field)),)*
-                ])
+                vec![$(ColumnValues::encode(rows.clone().map(|row| &row.$field)),)*]
             }
         }
     };

@@ -5,6 +5,7 @@ use super::caller::{Caller, SYSTEM_TENANT, TenantState};
 use super::change::{Create, OnConflict};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
+use super::noun::Meta;
 use super::write::WriteOptions;
 use crate::{Error, Result, noun, queries, row};
 use std::sync::Arc;
@@ -22,18 +23,7 @@ noun! {
 impl Tenant {
     /// A tenant that is still to be created.
     pub fn new(id: String, display_name: String, state: i16) -> Self {
-        Self {
-            uid: Uuid::now_v7(),
-            id,
-            version: 0,
-            create_time: SystemTime::UNIX_EPOCH,
-            update_time: SystemTime::UNIX_EPOCH,
-            delete_time: None,
-            created_by: String::new(),
-            updated_by: String::new(),
-            display_name,
-            state,
-        }
+        Self { id, meta: Meta::new(Uuid::now_v7()), display_name, state }
     }
 }
 

@@ -322,7 +322,7 @@ async fn a_role_that_could_pass_the_wall_is_refused_at_start() {
         ("GRANT CREATE ON SCHEMA casebook TO casebook_app", "may create objects"),
         (
             "CREATE OR REPLACE VIEW wall.decision AS SELECT * FROM casebook.decision; \
-             SET casebook.tenant = 'x'; INSERT INTO casebook.decision SELECT 'x', gen_random_uuid(), 'd', 1, now(), \
+             SET casebook.tenant = 'x'; INSERT INTO casebook.decision SELECT 'x', 'd', gen_random_uuid(), 1, now(), \
              now(), NULL, '', '', '{}', 'ALLOW', '', NULL, NULL, '{}', '[]', '[]', '[]', 1, '', '', now(), NULL, \
              '{}', '{}', '', '', ''",
             "sees rows without a tenant",

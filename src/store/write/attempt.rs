@@ -6,7 +6,7 @@ use super::{Job, Kind, Outcome, Precondition, Receipt, Wanted};
 use crate::store::log::{self, Appended, Entry, LogRow};
 use crate::store::noun::{Live, Noun};
 use crate::store::postgres::{Conn, in_order, read_rows};
-use crate::store::query::{FromRow, Params, Query};
+use crate::store::query::{FromRow, Params, Query, Rows};
 use crate::store::request_ledger::{self as ledger, Claimed};
 use crate::store::{live_query, tenant};
 use crate::{Error, Reason, Result};
@@ -506,7 +506,7 @@ async fn check_preconditions(
 /// What the last flight sends for one tenant.
 pub(super) struct Settlement<'a> {
     pub tenant: &'a str,
-    rows: crate::store::query::Rows<Appended>,
+    rows: Rows<Appended>,
     /// Job and the offset of its last entry from the tenant's base.
     offsets: Vec<(usize, i64)>,
     settled: ledger::Settled,
@@ -577,7 +577,7 @@ impl<'a> Settlement<'a> {
             )),
             releases: !keys.is_empty(),
             released: keys.params(),
-            rows: Appended::unnest(rows.iter()),
+            rows: Rows::new(Appended::unnest(rows.iter())),
         }
     }
 

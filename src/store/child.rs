@@ -1,0 +1,207 @@
+//! Resources that belong to another one: deleted with it, and brought back with it.
+
+use super::change::{Modify, advance, modified_outcome, modify_all};
+use super::log::{Entry, LogRow};
+use super::noun::Noun;
+use super::query::Query;
+use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use crate::{Error, Result};
+use futures_util::future::BoxFuture;
+use std::collections::HashSet;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+/// A noun that belongs to another. Implemented by [`child!`](crate::child).
+pub trait Child: Noun {
+    /// Whether its ids are unique in the tenant, not just within the parent.
+    const ID_IS_OF_TENANT: bool;
+    fn parent_uid(&self) -> Uuid;
+    /// Live rows of the parents, locked.
+    fn of_live() -> &'static Query<(Vec<Uuid>,), Self>;
+    /// Rows deleted together with the parents: (uids, times), locked.
+    fn of_deleted() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self>;
+}
+
+/// A noun that others belong to.
+pub trait Parent: Noun {
+    /// Deletes or brings back what belongs to those that were.
+    fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>>;
+}
+
+/// Says what a noun belongs to: its column with the parent's uid, and where its ids are unique.
+#[macro_export]
+macro_rules! child {
+    ($name:ident in $table:literal of $parent_uid:ident, ids_of_tenant: $of_tenant:literal) => {
+        pub(in $crate::store) mod children {
+            use super::$name;
+            use std::time::SystemTime;
+            use uuid::Uuid;
+
+            $crate::queries! { $table {
+                OF_LIVE(Vec<Uuid>) -> $name = concat!(
+                    "SELECT {*} FROM ", $table, " WHERE ", stringify!($parent_uid), " = ANY($1) ",
+                    "AND delete_time IS NULL FOR UPDATE");
+                OF_DELETED(Vec<Uuid>, Vec<SystemTime>) -> $name = concat!(
+                    "SELECT {*} FROM ", $table, " WHERE (", stringify!($parent_uid), ", delete_time) IN ",
+                    "(SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE");
+            } }
+        }
+
+        impl $crate::store::child::Child for $name {
+            const ID_IS_OF_TENANT: bool = $of_tenant;
+
+            fn parent_uid(&self) -> uuid::Uuid {
+                self.$parent_uid
+            }
+            fn of_live() -> &'static $crate::store::query::Query<(Vec<uuid::Uuid>,), Self> {
+                &children::OF_LIVE
+            }
+            fn of_deleted()
+            -> &'static $crate::store::query::Query<(Vec<uuid::Uuid>, Vec<std::time::SystemTime>), Self> {
+                &children::OF_DELETED
+            }
+        }
+    };
+}
+
+/// A parent that was just deleted, or undeleted after `hidden_since`.
+pub struct Move<'a> {
+    pub uid: Uuid,
+    pub delete_time: Option<SystemTime>,
+    pub hidden_since: Option<SystemTime>,
+    pub author: &'a str,
+}
+
+/// What became of the children, by parent.
+#[derive(Default)]
+pub struct Moved {
+    entries: Vec<(Uuid, Entry)>,
+    /// What cannot come back, because its id has been taken since.
+    taken: Vec<(Uuid, Error)>,
+}
+
+impl Moved {
+    pub fn extend(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+        self.taken.extend(other.taken);
+    }
+}
+
+/// Hides the children of one kind with their parents, or brings back those that were hidden with them.
+pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Moved> {
+    let hide: Vec<Uuid> = moves.iter().filter(|m| m.delete_time.is_some()).map(|m| m.uid).collect();
+    let (show, since): (Vec<Uuid>, Vec<SystemTime>) = moves
+        .iter()
+        .filter(|m| m.delete_time.is_none())
+        .filter_map(|m| Some((m.uid, m.hidden_since?)))
+        .unzip();
+    let mut children: Vec<T> = Vec::new();
+    let mut moved = Moved::default();
+    if !hide.is_empty() {
+        children.extend(tx.run(T::of_live(), &(hide,)).await?);
+    }
+    if !show.is_empty() {
+        let mut hidden: Vec<T> = tx.run(T::of_deleted(), &(show, since)).await?;
+        if T::ID_IS_OF_TENANT && !hidden.is_empty() {
+            let ids = hidden.iter().map(|child| child.id().to_owned()).collect();
+            let live = tx.lock::<T>(ids).await?.into_keys();
+            let mut used: HashSet<String> = live.collect();
+            hidden.retain(|child| {
+                let id = child.id().to_owned();
+                let is_free = used.insert(id.clone());
+                if !is_free {
+                    let error = Error::Taken { kind: T::KIND, id, fields: Vec::new() };
+                    moved.taken.push((child.parent_uid(), error));
+                }
+                is_free
+            });
+        }
+        children.extend(hidden);
+    }
+    for child in &mut children {
+        let Some(parent) = moves.iter().find(|m| m.uid == child.parent_uid()) else { continue };
+        child.meta_mut().delete_time = parent.delete_time;
+        advance(child, parent.author, tx.now);
+        let action = if parent.delete_time.is_some() { "DELETE" } else { "UNDELETE" };
+        moved.entries.push((child.parent_uid(), Entry::of(child, action)));
+    }
+    tx.save(&children).await?;
+    Ok(moved)
+}
+
+/// Deletes or undeletes a resource together with what belongs to it.
+pub struct Hide<T>(pub Modify<T>);
+
+impl<T: Parent> Change for Hide<T> {
+    type Answer = Option<T>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        self.0.touches(rows);
+    }
+
+    fn size_bytes(&self) -> usize {
+        0
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<T>>>>> {
+        Box::pin(async move {
+            // What an undelete finds of the time of the deletion, it must know before the patch takes it away.
+            let back: Vec<String> = changes
+                .iter()
+                .filter(|a| a.change.0.deleted)
+                .map(|a| a.change.0.id.clone())
+                .collect();
+            let before = if back.is_empty() {
+                Default::default()
+            } else {
+                tx.lock_deleted::<T>(back).await?
+            };
+            let pairs: Vec<_> =
+                changes.iter().map(|a| (&a.change.0, &**a.caller.acting())).collect();
+            let results = modify_all(tx, &pairs).await?;
+
+            let mut moves = Vec::new();
+            for (result, applied) in results.iter().zip(changes) {
+                if let Ok(Some((row, true))) = result {
+                    let hidden_since =
+                        before.get(row.id()).and_then(|before| before.meta().delete_time);
+                    moves.push(Move {
+                        uid: row.meta().uid,
+                        delete_time: row.meta().delete_time,
+                        hidden_since,
+                        author: applied.caller.acting(),
+                    });
+                }
+            }
+            let Moved { mut entries, mut taken } = T::move_children(tx, &moves).await?;
+
+            Ok(results
+                .into_iter()
+                .zip(changes)
+                .map(|(result, applied)| {
+                    let found = result.as_ref().ok().and_then(Option::as_ref);
+                    let uid = found.map(|(row, _)| row.meta().uid);
+                    if let Some(n) = taken.iter().position(|(parent, _)| Some(*parent) == uid) {
+                        return Outcome::Spoiled(taken.swap_remove(n).1);
+                    }
+                    let mut outcome = match result {
+                        Ok(modified) => modified_outcome(modified, applied.change.0.action),
+                        Err(error) => Outcome::Failed(error),
+                    };
+                    if let Outcome::Done { entries: mine, .. } = &mut outcome {
+                        let of_it = entries.extract_if(.., |(parent, _)| Some(*parent) == uid);
+                        mine.extend(of_it.map(|(_, entry)| entry));
+                    }
+                    outcome
+                })
+                .collect())
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<T>> {
+        self.0.rebuild(entries)
+    }
+}

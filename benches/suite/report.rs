@@ -146,7 +146,7 @@ impl Report {
              (for a difference or an amount: 15 % of the target), or that holds the target inside it, is inconclusive.\n\n\
              `casebook serve` is a process of its own with its defaults and `auth = none`, and reaches PostgreSQL through \
              its socket, as pgbench does. The client is a process of its own as well: a closed loop of callers on one \
-             thread, over {} HTTP/2 connections, with requests prepared as bytes and answers counted but not read (as \
+             thread, over {} HTTP/2 connection(s), with requests prepared as bytes and answers counted but not read (as \
              pgbench does not look into its rows). It is the same for Casebook, echo and Python. Processor time is user and \
              system time from /proc over the measured time; PostgreSQL's is that of all its processes. \"CPU elsewhere\" is \
              the share of the cores that no process of either side used, most of it the kernel's and other people's work; \

@@ -28,7 +28,8 @@ pub const NAMES: [&str; 9] = [
 ];
 
 const IN_FLIGHT: usize = 64;
-const CONNECTIONS: usize = 4;
+/// A program has one channel, and all its callers share it.
+const CONNECTIONS: usize = 1;
 const TENANTS: usize = 64;
 /// In the memory scenario.
 const CALLS: u64 = 1000;
@@ -327,7 +328,7 @@ impl Case<'_> {
                 theirs: (
                     format!(
                         "the same calls to benches/baseline/server.py: one process, 30 threads, SQLAlchemy, a commit \
-                         for every call, no tenants, versions, log or idempotency ({CONNECTIONS} connections, \
+                         for every call, no tenants, versions, log or idempotency ({CONNECTIONS} connection(s), \
                          {IN_FLIGHT} in flight)"
                     ),
                     theirs,

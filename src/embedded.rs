@@ -150,7 +150,7 @@ impl Embedded {
     pub async fn start(options: Options) -> Result<Embedded> {
         let began = Instant::now();
         let data = folder::open(&options.data_dir)?;
-        let lock = folder::lock(&data)?;
+        let lock = folder::lock(&data).await?;
         let cluster = data.join("postgres");
         let existing = folder::cluster_version(&cluster)?;
         let explicit = options.bin_dir.as_deref();

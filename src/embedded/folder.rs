@@ -5,12 +5,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::{EmbeddedError, PORT, Result, identity};
 
 /// The longest path that a unix socket can be bound to.
 const SOCKET_PATH_MAX_BYTES: usize = 107;
 const LOG_MAX_BYTES: u64 = 10 * 1024 * 1024;
+/// A program that has just ended may leave its lock to a child that it was starting, for as long as that takes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Makes the data folder if needed and gives its full path. Made by root it can be entered, though
 /// not listed, by the user that PostgreSQL will run as.
@@ -25,12 +28,21 @@ pub(super) fn open(path: &Path) -> Result<PathBuf> {
 }
 
 /// Takes the data folder for this process, for as long as the file is held.
-pub(super) fn lock(data: &Path) -> Result<File> {
+pub(super) async fn lock(data: &Path) -> Result<File> {
     let path = data.join("casebook.lock");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644);
     let mut file = options.open(&path).map_err(io_error("write", &path))?;
-    match file.try_lock() {
+    let began = Instant::now();
+    let locked = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => {
+                tokio::time::sleep(LOCK_PATIENCE / 20).await;
+            }
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();

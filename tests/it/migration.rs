@@ -199,6 +199,9 @@ fn casebook(url: &str, arguments: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_casebook"))
         .args(arguments)
         .env("CASEBOOK_DATABASE_URL", url)
+        // A setting of the tests, which the program does not know.
+        .env_remove("CASEBOOK_TEST_DATABASE_URL")
+        .env_remove("CASEBOOK_LONG_TESTS")
         .output()
         .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();

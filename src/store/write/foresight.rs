@@ -106,7 +106,8 @@ impl Clock {
 
     /// Takes note of the time told by a transaction between those moments. So at the first of them they had not passed
     /// it, and at the second they had reached it. Within these bounds the clock stays as it is, and it begins at the
-    /// lower one: it is never ahead of theirs, so what follows an answer is not dated before it.
+    /// lower one: it is never ahead of theirs, so what follows an answer is not dated before it. (By this server, that is:
+    /// another one's clock may lag by the time that a flight takes.)
     fn heard(
         known: Option<Self>,
         sent: Moment,

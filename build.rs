@@ -20,7 +20,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("migrations.rs"), migrations()?)?;
     fs::write(out.join("descriptor_set.bin"), files.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(files)?;
+    let mut prost = tonic_prost_build::Config::new();
+    prost.enable_type_names();
+    let tonic = tonic_prost_build::configure().bytes(".").btree_map(".");
+    tonic.compile_fds_with_config(files, prost)?;
     Ok(())
 }
 

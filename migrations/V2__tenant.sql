@@ -5,6 +5,8 @@ CREATE TABLE casebook.tenant (
   display_name text COLLATE "C" NOT NULL,
   -- TenantState: 1 active, 2 read only, 3 suspended.
   state smallint NOT NULL CHECK (state BETWEEN 1 AND 3),
+  -- What a resource refers to must exist.
+  strict_references boolean NOT NULL,
   PRIMARY KEY (tenant_id, uid)
 );
 CREATE UNIQUE INDEX tenant_id ON casebook.tenant (tenant_id, id) WHERE delete_time IS NULL;
@@ -37,9 +39,9 @@ CALL casebook.build_wall('casebook.api_token_secret', 'INSERT');
 -- What a token is, for the check of credentials, which happens before any tenant is set.
 CREATE FUNCTION wall.credential(token uuid) RETURNS TABLE (
   tenant_id text, roles smallint, secret_sha256 bytea, expire_time timestamptz, revoke_time timestamptz,
-  tenant_state smallint)
+  tenant_state smallint, strict_references boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
-  SELECT t.tenant_id, t.roles, s.secret_sha256, t.expire_time, t.revoke_time, o.state
+  SELECT t.tenant_id, t.roles, s.secret_sha256, t.expire_time, t.revoke_time, o.state, o.strict_references
   FROM casebook.api_token_secret s
   JOIN casebook.api_token t ON t.tenant_id = s.tenant_id AND t.uid = s.uid AND t.delete_time IS NULL
   JOIN casebook.tenant o ON o.tenant_id = 'system' AND o.id = t.tenant_id AND o.delete_time IS NULL
@@ -48,10 +50,10 @@ $$;
 REVOKE ALL ON FUNCTION wall.credential(uuid) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION wall.credential(uuid) TO casebook_app;
 
--- A tenant's state, or no row; likewise before any tenant is set.
-CREATE FUNCTION wall.tenant_state(tenant text) RETURNS TABLE (state smallint)
+-- How a tenant stands, or no row; likewise before any tenant is set.
+CREATE FUNCTION wall.standing(tenant text) RETURNS TABLE (state smallint, strict_references boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
-  SELECT o.state FROM casebook.tenant o WHERE o.tenant_id = 'system' AND o.id = tenant AND o.delete_time IS NULL
+  SELECT o.state, o.strict_references FROM casebook.tenant o WHERE o.tenant_id = 'system' AND o.id = tenant AND o.delete_time IS NULL
 $$;
-REVOKE ALL ON FUNCTION wall.tenant_state(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION wall.tenant_state(text) TO casebook_app;
+REVOKE ALL ON FUNCTION wall.standing(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.standing(text) TO casebook_app;

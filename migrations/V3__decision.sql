@@ -61,8 +61,8 @@ CREATE TABLE casebook.critic_output (
   FOREIGN KEY (tenant_id, decision_uid) REFERENCES casebook.decision (tenant_id, uid)
 );
 -- An id is unique within its decision.
-CREATE UNIQUE INDEX critic_output_id ON casebook.critic_output (tenant_id, decision_uid, id) WHERE delete_time IS NULL;
-CREATE INDEX critic_output_deleted ON casebook.critic_output (tenant_id, decision_uid, delete_time)
+CREATE UNIQUE INDEX critic_output_id ON casebook.critic_output (tenant_id, decision_id, id) WHERE delete_time IS NULL;
+CREATE INDEX critic_output_deleted ON casebook.critic_output (tenant_id, decision_id, delete_time)
   WHERE delete_time IS NOT NULL;
 CREATE INDEX critic_output_time ON casebook.critic_output (tenant_id, create_time, uid) WHERE delete_time IS NULL;
 CALL casebook.build_wall('casebook.critic_output');
@@ -90,8 +90,8 @@ CREATE TABLE casebook.override (
   FOREIGN KEY (tenant_id, decision_uid) REFERENCES casebook.decision (tenant_id, uid)
 );
 CREATE UNIQUE INDEX override_id ON casebook.override (tenant_id, id) WHERE delete_time IS NULL;
-CREATE INDEX override_decision ON casebook.override (tenant_id, decision_uid) WHERE delete_time IS NULL;
-CREATE INDEX override_deleted ON casebook.override (tenant_id, decision_uid, delete_time)
+CREATE INDEX override_decision ON casebook.override (tenant_id, decision_id) WHERE delete_time IS NULL;
+CREATE INDEX override_deleted ON casebook.override (tenant_id, decision_id, delete_time)
   WHERE delete_time IS NOT NULL;
 CREATE INDEX override_time ON casebook.override (tenant_id, create_time, uid) WHERE delete_time IS NULL;
 CALL casebook.build_wall('casebook.override');

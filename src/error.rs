@@ -42,6 +42,7 @@ reasons! {
     NotFound = "NOT_FOUND",
     EtagMismatch = "ETAG_MISMATCH",
     PreconditionFailed = "PRECONDITION_FAILED",
+    ReferenceMissing = "REFERENCE_MISSING",
     ReadOnly = "READ_ONLY",
     SchemaOutdated = "SCHEMA_OUTDATED",
     TokenMissing = "TOKEN_MISSING",

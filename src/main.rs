@@ -271,7 +271,7 @@ async fn migrate(database: &Database, command: cli::Migrate) -> Result<u8, Failu
 }
 
 async fn require_tenant(store: &Store, tenant: &str) -> Result<(), Failure> {
-    match store.tenant_state(tenant).await? {
+    match store.standing(tenant).await? {
         Some(_) => Ok(()),
         None => Err(Failure(
             exit::FAILED,

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod citation;
 pub mod critic_output;
 pub mod decision;
+pub mod descriptor;
 pub mod expression;
 pub mod filter;
 pub mod health;
@@ -14,6 +15,7 @@ pub mod json;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;
+pub mod resource;
 pub mod status;
 pub mod tenant;
 pub mod token;
@@ -32,11 +34,12 @@ use crate::store::write::{Change, Receipt};
 use crate::{Error, Result};
 use page::{Binding, Page, Pager};
 use prost::Message;
+use resource::Ask;
 use std::sync::Arc;
 use std::time::SystemTime;
 use token::TokenKey;
-use tonic::Request;
 use tonic::service::Routes;
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 use wire::Write;
 
@@ -99,6 +102,9 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(HealthServer::new(health), small))
 }
 
+/// What a handler answers.
+type Answer<T> = Result<Response<T>, Status>;
+
 /// Who asks, and what.
 fn open<T>(request: Request<T>) -> Result<(Caller, T)> {
     let (_, mut extensions, message) = request.into_parts();
@@ -110,16 +116,13 @@ fn open<T>(request: Request<T>) -> Result<(Caller, T)> {
 
 impl Parts {
     /// Checks a request, makes the change it asks for, and words the receipt: what every write does.
-    async fn write<R, C>(
+    async fn write<A: Ask>(
         &self,
-        request: Request<R>,
-    ) -> Result<(C::Answer, Option<pb::WriteReceipt>)>
-    where
-        Write<C>: TryFrom<R, Error = Error>,
-        C: Change,
-    {
+        request: Request<A>,
+    ) -> Result<(<A::Change as Change>::Answer, Option<pb::WriteReceipt>)> {
         let (caller, request) = open(request)?;
-        self.write_as(caller, request.try_into()?).await
+        let write = self.ask(request, &caller)?;
+        self.write_as(caller, write).await
     }
 
     /// The same for a request that is checked.
@@ -131,15 +134,6 @@ impl Parts {
         let Write { change, options } = write;
         let (answer, receipt) = self.store.write(caller.clone(), options, change).await?;
         Ok((answer, self.receipt(&caller, receipt)?))
-    }
-
-    /// Refuses a batch of more items than the configuration allows.
-    fn batch(&self, field: &str, items: usize) -> Result<()> {
-        let max = self.batch_max;
-        if items <= max {
-            return Ok(());
-        }
-        Err(Error::invalid(field, format!("must have at most {max} items, and has {items}")))
     }
 
     /// The receipt of a write; none after a rehearsal, which wrote nothing.
@@ -294,7 +288,7 @@ impl Parts {
 }
 
 /// A request for a page of something.
-trait Paged: Message {
+pub trait Paged: Message {
     fn page_mut(&mut self) -> &mut Option<pb::PageRequest>;
 }
 
@@ -307,10 +301,7 @@ macro_rules! paged {
         }
     )*};
 }
-paged! {
-    ListApiTokensRequest, ListAuditEntriesRequest, ListCriticOutputsRequest, ListDecisionRevisionsRequest,
-    ListDecisionsRequest, ListOverridesRequest, ListPolicyRulesRequest, ListTenantsRequest,
-}
+paged! { ListApiTokensRequest, ListAuditEntriesRequest, ListDecisionRevisionsRequest, ListTenantsRequest }
 
 /// A listing under way.
 struct Lister<'a> {
@@ -340,7 +331,8 @@ impl Lister<'_> {
 struct Selection {
     filter: Filter,
     show_deleted: bool,
-    parent: Option<(&'static str, Uuid)>,
+    /// What the rows belong to: the column and the id.
+    parent: Option<(&'static str, String)>,
     window: Option<crate::store::list::Window>,
     snapshot: Option<i64>,
 }

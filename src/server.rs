@@ -39,9 +39,8 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
 
 /// The operations that have metrics of their own.
 fn op_names() -> Vec<&'static str> {
-    let queries =
-        store::QUERIES.iter().flat_map(|queries| queries.iter().map(|query| query.name()));
-    let listings = store::LISTINGS.iter().map(|listing| listing.op);
+    let queries = store::queries().map(|query| query.name());
+    let listings = store::listings().map(|listing| listing.op);
     queries.chain(listings).chain(["read.BATCH", "write.BATCH", "decision.STATISTICS"]).collect()
 }
 
@@ -154,6 +153,7 @@ pub fn program(tenant: &str, principal: &str, method: &'static str) -> Caller {
         principal: principal.into(),
         actor: Arc::clone(&nothing),
         roles: Roles::ALL,
+        strict_references: false,
         is_system: true,
         expire_time: None,
         address: Arc::clone(&nothing),
@@ -227,9 +227,9 @@ impl Server {
                 let store = tokens.clone();
                 Box::pin(async move { store.credential(uid).await })
             }),
-            tenant_state: Box::new(move |tenant: Arc<str>| {
+            standing: Box::new(move |tenant: Arc<str>| {
                 let store = tenants.clone();
-                Box::pin(async move { store.tenant_state(&tenant).await })
+                Box::pin(async move { store.standing(&tenant).await })
             }),
         };
         let keep = Duration::from_millis(config.credential_cache_ms);

@@ -30,60 +30,42 @@ use crate::{Error, Result};
 use backend::{Backend, Op, RetrySettings};
 use caller::Caller;
 use log::LogRow;
-use noun::{Live, Noun};
+use noun::{Facts, Noun};
 use postgres::{Conn, Lane, PoolSettings, PoolState, Pools};
-use query::{Check, Query};
+use query::Check;
 use read::{ReadSettings, Reader};
 use std::collections::HashMap;
 use std::sync::Arc;
 use write::{WriteSettings, Writer};
 
-/// Every statement of the service, for the test that prepares them all against the migrated schema.
-pub const QUERIES: &[&[&dyn Check]] = &[
-    api_token::api_token::QUERIES,
-    api_token::api_token::ROW_QUERIES,
-    api_token::QUERIES,
-    critic_output::critic_output::QUERIES,
-    critic_output::critic_output::ROW_QUERIES,
-    critic_output::children::QUERIES,
-    decision::decision::QUERIES,
-    decision::decision::ROW_QUERIES,
-    log::QUERIES,
-    log::ROW_QUERIES,
-    r#override::r#override::QUERIES,
-    r#override::r#override::ROW_QUERIES,
-    r#override::children::QUERIES,
-    policy_rule::policy_rule::QUERIES,
-    policy_rule::policy_rule::ROW_QUERIES,
-    request_ledger::QUERIES,
-    snapshot::QUERIES,
-    status::QUERIES,
-    tenant::tenant::QUERIES,
-    tenant::tenant::ROW_QUERIES,
-    tenant::QUERIES,
+/// Every noun. Its statements, its listing and the checks that name it follow from its line here.
+pub const NOUNS: &[&Facts] = &[
+    &api_token::FACTS,
+    &critic_output::FACTS,
+    &decision::FACTS,
+    &r#override::FACTS,
+    &policy_rule::FACTS,
+    &tenant::FACTS,
 ];
+
+/// The statements that belong to no noun.
+const OTHER_QUERIES: &[&[&dyn Check]] =
+    &[log::QUERIES, log::ROW_QUERIES, request_ledger::QUERIES, snapshot::QUERIES, status::QUERIES];
+
+/// Every statement of the service, for the test that prepares them all against the migrated schema.
+pub fn queries() -> impl Iterator<Item = &'static dyn Check> {
+    let of_nouns = NOUNS.iter().flat_map(|facts| facts.statements);
+    of_nouns.chain(OTHER_QUERIES).flat_map(|queries| queries.iter().copied())
+}
 
 /// What can be listed, for the test that prepares every filter and order of each.
-pub const LISTINGS: &[&list::Listing] = &[
-    &api_token::LISTING,
-    &critic_output::LISTING,
-    &decision::LISTING,
-    &log::LISTING,
-    &r#override::LISTING,
-    &policy_rule::LISTING,
-    &tenant::LISTING,
-];
+pub fn listings() -> impl Iterator<Item = &'static list::Listing> {
+    NOUNS.iter().map(|facts| facts.listing).chain([&log::LISTING])
+}
 
-/// The nouns whose ids are unique in the tenant, so that a precondition can name them.
-fn live_query(kind: &str) -> Option<&'static Query<(Vec<String>,), Live>> {
-    Some(match kind {
-        decision::Decision::KIND => decision::Decision::live(),
-        r#override::Override::KIND => r#override::Override::live(),
-        policy_rule::PolicyRule::KIND => policy_rule::PolicyRule::live(),
-        tenant::Tenant::KIND => tenant::Tenant::live(),
-        api_token::ApiToken::KIND => api_token::ApiToken::live(),
-        _ => return None,
-    })
+/// What is known of the noun of that name.
+pub fn facts(kind: &str) -> Option<&'static Facts> {
+    NOUNS.iter().copied().find(|facts| facts.kind == kind)
 }
 
 /// How the store reaches PostgreSQL and how it batches and retries.
@@ -156,6 +138,21 @@ impl Store {
             })
             .await?;
         Ok(in_order(&asked.0, rows))
+    }
+
+    /// Fails unless there is a live resource of that noun and id.
+    pub async fn must_exist(&self, caller: &Caller, facts: &'static Facts, id: &str) -> Result<()> {
+        let params = Arc::new((vec![id.to_owned()],));
+        let found = self
+            .snapshot(caller, facts.live.name, move |snapshot| {
+                let params = Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = snapshot.all(facts.live, &*params).await?;
+                    snapshot.end(rows.len()).await
+                })
+            })
+            .await?;
+        if found > 0 { Ok(()) } else { Err(Error::not_found(facts.kind, id)) }
     }
 
     /// The rows of those ids as they stood at a log number, in order; `None` where there was none.

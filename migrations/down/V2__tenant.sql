@@ -1,3 +1,3 @@
-DROP FUNCTION wall.credential(uuid), wall.tenant_state(text);
+DROP FUNCTION wall.credential(uuid), wall.standing(text);
 DROP VIEW wall.api_token_secret, wall.api_token, wall.tenant;
 DROP TABLE casebook.api_token_secret, casebook.api_token, casebook.tenant;

@@ -6,7 +6,7 @@ use super::{Arrival, Repeated, refusal, single};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::access::Method;
 use crate::rpc::status;
-use crate::store::caller::{Caller, Roles, SYSTEM_TENANT, TenantState, is_tenant_id};
+use crate::store::caller::{Caller, Roles, SYSTEM_TENANT, Standing, TenantState, is_tenant_id};
 use crate::telemetry::Metrics;
 use futures_util::future::BoxFuture;
 use http::request::Parts;
@@ -50,7 +50,7 @@ struct Principal {
     roles: Roles,
     is_system: bool,
     expire_time: Option<std::time::SystemTime>,
-    tenant_state: TenantState,
+    standing: Standing,
 }
 
 impl Authenticator {
@@ -82,15 +82,14 @@ impl Authenticator {
                     Some(name) => Arc::from(name),
                     None => default_tenant.clone(),
                 };
-                let tenant_state =
-                    self.credentials.tenant_state(&tenant).await?.ok_or_else(mismatch)?;
+                let standing = self.credentials.standing(&tenant).await?.ok_or_else(mismatch)?;
                 Ok(Principal {
                     principal: self.anonymous.clone(),
                     roles: Roles::ALL,
                     is_system: &*tenant == SYSTEM_TENANT,
                     expire_time: None,
                     tenant,
-                    tenant_state,
+                    standing,
                 })
             }
         }
@@ -104,19 +103,18 @@ impl Authenticator {
             roles: verified.roles,
             is_system,
             expire_time: verified.expire_time,
-            tenant_state: verified.tenant_state,
+            standing: verified.standing,
         };
         // A suspended principal acts nowhere, so its own tenant's state stays in force.
         if let Some(named) = named
             && named != &*verified.tenant
-            && verified.tenant_state != TenantState::Suspended
+            && verified.standing.state != TenantState::Suspended
         {
             if !is_system {
                 return Err(mismatch());
             }
             let tenant = Arc::from(named);
-            principal.tenant_state =
-                self.credentials.tenant_state(&tenant).await?.ok_or_else(mismatch)?;
+            principal.standing = self.credentials.standing(&tenant).await?.ok_or_else(mismatch)?;
             principal.tenant = tenant;
         }
         Ok(principal)
@@ -124,13 +122,14 @@ impl Authenticator {
 
     async fn caller(&self, parts: &Parts, arrival: &Arrival, method: &Method) -> Result<Caller> {
         let principal = self.principal(&parts.headers).await?;
-        method.allow(principal.roles, principal.is_system, principal.tenant_state)?;
+        method.allow(principal.roles, principal.is_system, principal.standing.state)?;
         let request_id = parts.extensions.get::<RequestId>();
         Ok(Caller {
             tenant: principal.tenant,
             principal: principal.principal,
             actor: actor(&parts.headers)?,
             roles: principal.roles,
+            strict_references: principal.standing.strict_references,
             is_system: principal.is_system,
             expire_time: principal.expire_time,
             address: address(&parts.extensions),

@@ -1,7 +1,7 @@
 //! API tokens: reading one, checking it against what is stored, and remembering the result for a while.
 
 use crate::error::Result;
-use crate::store::caller::{Credential, Roles, TenantState};
+use crate::store::caller::{Credential, Roles, Standing};
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ pub type LookUp<K, V> = Box<dyn Fn(K) -> BoxFuture<'static, Result<Option<V>>> +
 /// Where credentials and tenants are looked up.
 pub struct Directory {
     pub credential: LookUp<Uuid, Credential>,
-    pub tenant_state: LookUp<Arc<str>, TenantState>,
+    pub standing: LookUp<Arc<str>, Standing>,
 }
 
 const PREFIX: &[u8] = b"cbk_";
@@ -72,7 +72,7 @@ pub struct Verified {
     pub tenant: Arc<str>,
     pub roles: Roles,
     pub expire_time: Option<SystemTime>,
-    pub tenant_state: TenantState,
+    pub standing: Standing,
 }
 
 impl From<Credential> for Verified {
@@ -83,7 +83,7 @@ impl From<Credential> for Verified {
             tenant: credential.tenant.into(),
             roles: credential.roles,
             expire_time: credential.expire_time,
-            tenant_state: credential.tenant_state,
+            standing: credential.standing,
         }
     }
 }
@@ -95,7 +95,7 @@ pub struct Credentials {
     /// By the hash of the whole token, so that a cache never holds a secret.
     good: Cache<Hash256, Arc<Verified>>,
     bad: Cache<Hash256, ()>,
-    tenants: Cache<Arc<str>, Option<TenantState>>,
+    tenants: Cache<Arc<str>, Option<Standing>>,
     /// Counts what was forgotten, so that a look-up that began earlier does not bring it back.
     forgotten: AtomicU64,
 }
@@ -158,22 +158,18 @@ impl Credentials {
     }
 
     /// The state of a tenant; None if there is none of that name.
-    pub async fn tenant_state(&self, tenant: &Arc<str>) -> Result<Option<TenantState>> {
-        self.tenant_state_at(tenant, Instant::now()).await
+    pub async fn standing(&self, tenant: &Arc<str>) -> Result<Option<Standing>> {
+        self.standing_at(tenant, Instant::now()).await
     }
 
-    async fn tenant_state_at(
-        &self,
-        tenant: &Arc<str>,
-        now: Instant,
-    ) -> Result<Option<TenantState>> {
+    async fn standing_at(&self, tenant: &Arc<str>, now: Instant) -> Result<Option<Standing>> {
         let stale = match self.tenants.get(tenant, now) {
             Found::Fresh(state) => return Ok(state),
             Found::Ageing(state) => Some(state),
             Found::Nothing => None,
         };
         let forgotten = self.forgotten.load(Ordering::Acquire);
-        let state = match ((self.directory.tenant_state)(tenant.clone()).await, stale) {
+        let state = match ((self.directory.standing)(tenant.clone()).await, stale) {
             (Ok(state), _) => state,
             (Err(_), Some(state)) => return Ok(state),
             (Err(error), None) => return Err(error),

@@ -7,7 +7,7 @@ use super::*;
 use crate::edge::auth::AuthMode;
 use crate::edge::credentials::Directory;
 use crate::error::Error;
-use crate::store::caller::{Credential, Roles, TenantState};
+use crate::store::caller::{Credential, Roles, Standing, TenantState};
 use futures_util::FutureExt as _;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub fn token(uid: Uuid, secret: &str) -> String {
 #[derive(Default)]
 struct Known {
     credentials: HashMap<Uuid, Credential>,
-    tenants: HashMap<String, TenantState>,
+    tenants: HashMap<String, Standing>,
     asked: usize,
     fails: bool,
     delay: Duration,
@@ -49,10 +49,10 @@ impl FakeDirectory {
             secret_sha256: Sha256::digest(SECRET).into(),
             expire_time: None,
             revoked: false,
-            tenant_state: TenantState::Active,
+            standing: standing(TenantState::Active),
         };
         let mut known = self.0.lock().unwrap();
-        known.tenants.insert(tenant.into(), TenantState::Active);
+        known.tenants.insert(tenant.into(), standing(TenantState::Active));
         known.credentials.insert(uid, credential);
     }
 
@@ -61,7 +61,7 @@ impl FakeDirectory {
     }
 
     pub fn set_tenant(&self, tenant: &str, state: TenantState) {
-        self.0.lock().unwrap().tenants.insert(tenant.into(), state);
+        self.0.lock().unwrap().tenants.insert(tenant.into(), standing(state));
     }
 
     pub fn asked(&self) -> usize {
@@ -98,12 +98,16 @@ impl FakeDirectory {
                 }
                 .boxed()
             }),
-            tenant_state: Box::new(move |tenant| {
+            standing: Box::new(move |tenant| {
                 let (_, answer) = b.look_up(|known| known.tenants.get(&*tenant).copied());
                 async move { answer }.boxed()
             }),
         }
     }
+}
+
+fn standing(state: TenantState) -> Standing {
+    Standing { state, strict_references: false }
 }
 
 pub const LIMITS: DeadlineLimits =

@@ -16,7 +16,7 @@ use uuid::Uuid;
 /// Reads the wish for a token and makes its secret, which is shown once.
 pub fn create(request: pb::CreateApiTokenRequest) -> Result<(Write<CreateApiToken>, String)> {
     let pb::CreateApiTokenRequest { api_token, options } = request;
-    let mut fields = Fields::new();
+    let mut fields = Fields::default();
     if options.as_ref().is_some_and(|options| !options.request_id.is_empty()) {
         fields
             .wrong("options.request_id", "is not taken: a replay could not show the secret again");
@@ -89,19 +89,10 @@ pub fn roles_of(roles: Roles) -> Vec<i32> {
     roles.iter().map(|one| role(one).into()).collect()
 }
 
-impl TryFrom<pb::RevokeApiTokenRequest> for Write<Modify<ApiToken>> {
-    type Error = Error;
-
-    fn try_from(request: pb::RevokeApiTokenRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::RevokeApiTokenRequest { api_token_id, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let id = fields.id("api_token_id", api_token_id);
-        fields.finish(Self { change: revoke(id), options })
-    }
-}
+crate::requests!(@ask RevokeApiTokenRequest -> Modify<ApiToken>, |fields, on_conflict, api_token_id| {
+    fields.only_fail(on_conflict);
+    revoke(fields.id("api_token_id", api_token_id))
+});
 
 /// Ends a token. One that is revoked already stays as it is.
 pub fn revoke(id: String) -> Modify<ApiToken> {

@@ -1,18 +1,16 @@
 //! AuditService: the log as an auditor reads it.
 
 use super::json;
-use super::{Api, Selection, open};
+use super::{Answer, Api, Selection, open};
+use crate::Error;
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::filter::Filter;
 use crate::store::log::{self, LogRow};
-use crate::{Error, Result};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 /// The order in which the log is read.
 pub const NEWEST: &[(&str, bool)] = &[("seq", true)];
-
-type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl pb::audit_service_server::AuditService for Api {
@@ -26,10 +24,10 @@ impl pb::audit_service_server::AuditService for Api {
             request;
         let mut filter = lister.filter(r#where)?;
         if let Some(pb::ResourceRef { kind, id, version: _ }) = target {
-            let kind = kind_name(kind)
+            let kind = super::wire::kind_name(kind)
                 .ok_or_else(|| Error::invalid("target.kind", "must be a known kind"))?;
             let id = super::wire::id("target.id", id)?;
-            filter = Filter::All(vec![filter, log::of_resource(kind, &id, None)?]);
+            filter = Filter::All(vec![filter, log::of_resource(&kind, &id, None)?]);
         }
         let window = lister.window("event_time", window)?;
         let selection = Selection { filter, window, ..Selection::default() };
@@ -58,24 +56,6 @@ impl pb::audit_service_server::AuditService for Api {
     }
 }
 
-/// The log's name of a kind.
-fn kind_name(kind: i32) -> Option<&'static str> {
-    Some(match pb::ResourceKind::try_from(kind).ok()? {
-        pb::ResourceKind::Unspecified => return None,
-        pb::ResourceKind::Decision => "decision",
-        pb::ResourceKind::CriticOutput => "critic_output",
-        pb::ResourceKind::Override => "override",
-        pb::ResourceKind::PolicyRule => "policy_rule",
-        pb::ResourceKind::Tenant => "tenant",
-        pb::ResourceKind::ApiToken => "api_token",
-    })
-}
-
-fn kind_number(name: &str) -> pb::ResourceKind {
-    pb::ResourceKind::from_str_name(&format!("RESOURCE_KIND_{}", name.to_ascii_uppercase()))
-        .unwrap_or(pb::ResourceKind::Unspecified)
-}
-
 fn entry(row: LogRow, changes: Option<Json>) -> pb::AuditEntry {
     let LogRow {
         seq,
@@ -102,7 +82,7 @@ fn entry(row: LogRow, changes: Option<Json>) -> pb::AuditEntry {
         event_time: super::wire::timestamp(time),
         action,
         method,
-        target: Some(pb::ResourceRef { kind: kind_number(&kind).into(), id, version }),
+        target: Some(pb::ResourceRef { kind: super::wire::kind_number(&kind).into(), id, version }),
         target_uid: uid.to_string(),
         actor,
         principal,

@@ -1,73 +1,84 @@
 //! Critic outputs on the wire.
 
 use super::json;
-use super::wire::{self, Fields, Write};
+use super::resource::{New, Resource};
+use super::wire::{self, Fields};
+use crate::Reason;
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::critic_output::{AddCriticOutputs, CriticOutput};
 use crate::store::noun::{Meta, Noun};
-use crate::{Error, Reason, Result};
 use uuid::Uuid;
 
 const SOURCES_MAX: usize = 100;
 
-impl TryFrom<pb::AddCriticOutputsRequest> for Write<AddCriticOutputs> {
-    type Error = Error;
+crate::requests!(@ask AddCriticOutputsRequest -> AddCriticOutputs, |fields, on_conflict, decision_id, critic_outputs| {
+    fields.only_fail(on_conflict);
+    let decision_id = fields.id("decision_id", decision_id);
+    let rows = fields.batch("critic_outputs", critic_outputs, read_critic_output);
+    fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| {
+        format!("critic_outputs[{n}].id")
+    });
+    AddCriticOutputs { decision_id, rows }
+});
 
-    fn try_from(request: pb::AddCriticOutputsRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::AddCriticOutputsRequest { decision_id, critic_outputs, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let decision_id = fields.id("decision_id", decision_id);
-        let rows = fields.batch("critic_outputs", critic_outputs, read_new);
-        fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| {
-            format!("critic_outputs[{n}].id")
-        });
-        fields.finish(Self { change: AddCriticOutputs { decision_id, rows }, options })
-    }
+crate::requests! { CriticOutput:
+    list ListCriticOutputsRequest("create_time" by [("create_time", true)] of "d.decision_id" decision_id in "decision");
 }
 
 /// A critic output to be recorded; the decision is filled in by the store.
-pub fn read_new(f: &mut Fields, critic_output: pb::CriticOutput) -> CriticOutput {
-    let pb::CriticOutput {
-        id,
-        etag: _,
-        meta: _,
-        decision_id: _,
-        critic,
-        verdict,
-        confidence,
-        justification,
-        weight,
-        priority,
-        config_version,
-        evaluate_time,
-        evidence_sources,
-        details,
-    } = critic_output;
+pub fn read_critic_output(fields: &mut Fields, critic_output: pb::CriticOutput) -> CriticOutput {
     let uid = Uuid::now_v7();
-    if priority.contains('\0') {
-        f.wrong_because(Reason::NulByte, "priority", "must not contain a NUL byte");
-    } else if !matches!(priority.as_str(), "" | "override" | "veto") {
-        f.wrong("priority", "must be \"\", \"override\" or \"veto\"");
+    let id = fields.new_id("id", critic_output.id.clone(), uid);
+    critic_output.read(fields, New { id, meta: Meta::new(uid) })
+}
+
+impl Resource for pb::CriticOutput {
+    type Row = CriticOutput;
+    const CHANGEABLE: &'static [&'static str] = &[];
+
+    fn identity(&self) -> (&str, &str) {
+        (&self.id, &self.etag)
     }
-    CriticOutput {
-        id: f.new_id("id", id, uid),
-        meta: Meta::new(uid),
-        decision_uid: Uuid::nil(),
-        decision_id: String::new(),
-        critic: f.name("critic", critic, 255),
-        verdict: f.verdict("verdict", verdict),
-        confidence: f.confidence("confidence", confidence),
-        justification: f.text("justification", justification, wire::LONG_TEXT_BYTES_MAX),
-        weight: weight.map(|value| f.number("weight", value, 0.0, f64::MAX)),
-        priority,
-        config_version: f.text("config_version", config_version, 255),
-        evaluate_time: f.time("evaluate_time", evaluate_time),
-        evidence_sources: read_sources(f, evidence_sources),
-        details: f.object("details", details),
+
+    fn read(self, f: &mut Fields, New { id, meta }: New) -> CriticOutput {
+        let pb::CriticOutput {
+            id: _,
+            etag: _,
+            meta: _,
+            decision_id: _,
+            critic,
+            verdict,
+            confidence,
+            justification,
+            weight,
+            priority,
+            config_version,
+            evaluate_time,
+            evidence_sources,
+            details,
+        } = self;
+        if priority.contains('\0') {
+            f.wrong_because(Reason::NulByte, "priority", "must not contain a NUL byte");
+        } else if !matches!(priority.as_str(), "" | "override" | "veto") {
+            f.wrong("priority", "must be \"\", \"override\" or \"veto\"");
+        }
+        CriticOutput {
+            id,
+            meta,
+            decision_uid: Uuid::nil(),
+            decision_id: String::new(),
+            critic: f.name("critic", critic, 255),
+            verdict: f.verdict("verdict", verdict),
+            confidence: f.confidence("confidence", confidence),
+            justification: f.text("justification", justification, wire::LONG_TEXT_BYTES_MAX),
+            weight: weight.map(|value| f.number("weight", value, 0.0, f64::MAX)),
+            priority,
+            config_version: f.text("config_version", config_version, 255),
+            evaluate_time: f.time("evaluate_time", evaluate_time),
+            evidence_sources: read_sources(f, evidence_sources),
+            details: f.object("details", details),
+        }
     }
 }
 

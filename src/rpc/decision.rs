@@ -1,37 +1,24 @@
 //! DecisionService: checks what callers send, names what the store shall do, and words the answers.
 
-use super::wire::{self, Fields, ReadMask, Write};
-use super::{Api, Selection, citation, json, only, open, page};
+use super::critic_output::read_critic_output;
+use super::resource::{New, Resource, read_new};
+use super::wire::{self, Fields};
+use super::{Answer, Api, citation, json, open, page};
 use crate::pb;
 use crate::store::canonical::Json;
-use crate::store::change::Modify;
-use crate::store::child::Hide;
-use crate::store::critic_output::{self, CriticOutput};
+use crate::store::change::OnConflict;
 use crate::store::decision::{self, CreateDecisions, Decision, FINAL, GroupBy, NewDecision};
 use crate::store::list::ListQuery;
-use crate::store::noun::{Meta, Noun};
-use crate::store::r#override::{self, Override};
-use crate::{Error, Reason, Result};
+use crate::store::noun::Noun;
+use crate::{Error, Reason};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
-use tonic::{Request, Response, Status};
-use uuid::Uuid;
+use tonic::{Request, Response};
 
 const CRITIC_OUTPUTS_MAX: usize = 100;
 const SCORES_MAX: usize = 64;
 const GROUP_BY_MAX: usize = 3;
-const NEWEST: &[(&str, bool)] = &[("decide_time", true)];
-const NEWEST_CHILD: &[(&str, bool)] = &[("create_time", true)];
-
-#[rustfmt::skip]
-const FIELDS: &[&str] = &[
-    "id", "etag", "meta", "input_data", "final_verdict", "reason", "avg_confidence", "ambiguity", "verdict_scores",
-    "critic_outputs", "citations", "evidence", "policy_rules", "state", "model_version", "trace_id", "decide_time",
-    "processing_time", "metadata", "labels", "retention_class", "subject_id", "case_hash",
-];
-
-type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl pb::decision_service_server::DecisionService for Api {
@@ -39,20 +26,15 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::CreateDecisionRequest>,
     ) -> Answer<pb::CreateDecisionResponse> {
-        let (rows, receipt) = self.write::<_, CreateDecisions>(request).await?;
-        Ok(Response::new(pb::CreateDecisionResponse {
-            decision: Some(only(rows)?.into()),
-            receipt,
-        }))
+        let (decision, receipt) = self.create(request).await?;
+        Ok(Response::new(pb::CreateDecisionResponse { decision, receipt }))
     }
 
     async fn batch_create_decisions(
         &self,
         request: Request<pb::BatchCreateDecisionsRequest>,
     ) -> Answer<pb::BatchCreateDecisionsResponse> {
-        self.batch("requests", request.get_ref().requests.len())?;
-        let (rows, receipt) = self.write::<_, CreateDecisions>(request).await?;
-        let decisions = rows.into_iter().map(Into::into).collect();
+        let (decisions, receipt) = self.create_batch(request).await?;
         Ok(Response::new(pb::BatchCreateDecisionsResponse { decisions, receipt }))
     }
 
@@ -60,12 +42,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::GetDecisionRequest>,
     ) -> Answer<pb::GetDecisionResponse> {
-        let (caller, request) = open(request)?;
-        let pb::GetDecisionRequest { decision_id, consistency, read_mask, version } = request;
-        let id = wire::id("decision_id", decision_id)?;
-        let mask = ReadMask::new(read_mask, FIELDS)?;
-        let decision: Decision = self.get(&caller, id, consistency, version).await?;
-        let decision = Some(masked(decision.into(), &mask));
+        let decision = self.get_one(request).await?;
         Ok(Response::new(pb::GetDecisionResponse { decision }))
     }
 
@@ -73,28 +50,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::BatchGetDecisionsRequest>,
     ) -> Answer<pb::BatchGetDecisionsResponse> {
-        let (caller, request) = open(request)?;
-        let pb::BatchGetDecisionsRequest { decision_ids, consistency, read_mask, allow_missing } =
-            request;
-        self.batch("decision_ids", decision_ids.len())?;
-        let mask = ReadMask::new(read_mask, FIELDS)?;
-        let mut fields = Fields::new();
-        let ids = fields.batch("decision_ids", decision_ids, |fields, id| fields.id("", id));
-        fields.no_duplicates(ids.iter().map(String::as_str), |n| format!("decision_ids[{n}]"));
-        let ids = fields.finish(ids)?;
-        let found: Vec<Option<Decision>> = match self.read_at(&caller, consistency).await? {
-            None => self.store.get_many(&caller, ids.clone()).await?,
-            Some(seq) => self.store.get_as_of(&caller, ids.clone(), seq).await?,
-        };
-        let mut decisions = Vec::with_capacity(found.len());
-        let mut missing_ids = Vec::new();
-        for (id, decision) in ids.into_iter().zip(found) {
-            match decision {
-                Some(decision) => decisions.push(masked(decision.into(), &mask)),
-                None if allow_missing => missing_ids.push(id),
-                None => return Err(Error::not_found("decision", id).into()),
-            }
-        }
+        let (decisions, missing_ids) = self.get_several(request).await?;
         Ok(Response::new(pb::BatchGetDecisionsResponse { decisions, missing_ids }))
     }
 
@@ -102,26 +58,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::ListDecisionsRequest>,
     ) -> Answer<pb::ListDecisionsResponse> {
-        let (caller, mut request) = open(request)?;
-        let lister = self.lister(&caller, &mut request, &decision::LISTING, NEWEST)?;
-        let pb::ListDecisionsRequest {
-            page: _,
-            r#where,
-            window,
-            consistency,
-            read_mask,
-            show_deleted,
-        } = request;
-        let mask = ReadMask::new(read_mask, FIELDS)?;
-        let selection = Selection {
-            filter: lister.filter(r#where)?,
-            window: lister.window("decide_time", window)?,
-            snapshot: self.read_at(&caller, consistency).await?,
-            show_deleted,
-            parent: None,
-        };
-        let (rows, page) = self.list::<Decision>(&caller, &lister, selection).await?;
-        let decisions = rows.into_iter().map(|row| masked(row.into(), &mask)).collect();
+        let (decisions, page) = self.get_page(request).await?;
         Ok(Response::new(pb::ListDecisionsResponse { decisions, page }))
     }
 
@@ -129,24 +66,24 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::UpdateDecisionRequest>,
     ) -> Answer<pb::UpdateDecisionResponse> {
-        let (row, receipt) = self.write::<_, Modify<Decision>>(request).await?;
-        Ok(Response::new(pb::UpdateDecisionResponse { decision: row.map(Into::into), receipt }))
+        let (decision, receipt) = self.change(request).await?;
+        Ok(Response::new(pb::UpdateDecisionResponse { decision, receipt }))
     }
 
     async fn delete_decision(
         &self,
         request: Request<pb::DeleteDecisionRequest>,
     ) -> Answer<pb::DeleteDecisionResponse> {
-        let (row, receipt) = self.write::<_, Hide<Decision>>(request).await?;
-        Ok(Response::new(pb::DeleteDecisionResponse { decision: row.map(Into::into), receipt }))
+        let (decision, receipt) = self.change(request).await?;
+        Ok(Response::new(pb::DeleteDecisionResponse { decision, receipt }))
     }
 
     async fn undelete_decision(
         &self,
         request: Request<pb::UndeleteDecisionRequest>,
     ) -> Answer<pb::UndeleteDecisionResponse> {
-        let (row, receipt) = self.write::<_, Hide<Decision>>(request).await?;
-        Ok(Response::new(pb::UndeleteDecisionResponse { decision: row.map(Into::into), receipt }))
+        let (decision, receipt) = self.change(request).await?;
+        Ok(Response::new(pb::UndeleteDecisionResponse { decision, receipt }))
     }
 
     async fn list_decision_revisions(
@@ -171,9 +108,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::AddCriticOutputsRequest>,
     ) -> Answer<pb::AddCriticOutputsResponse> {
-        self.batch("critic_outputs", request.get_ref().critic_outputs.len())?;
-        let (rows, receipt) = self.write::<_, critic_output::AddCriticOutputs>(request).await?;
-        let critic_outputs = rows.into_iter().map(Into::into).collect();
+        let (critic_outputs, receipt) = self.create_batch(request).await?;
         Ok(Response::new(pb::AddCriticOutputsResponse { critic_outputs, receipt }))
     }
 
@@ -181,14 +116,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::ListCriticOutputsRequest>,
     ) -> Answer<pb::ListCriticOutputsResponse> {
-        let (caller, mut request) = open(request)?;
-        let lister = self.lister(&caller, &mut request, &critic_output::LISTING, NEWEST_CHILD)?;
-        let pb::ListCriticOutputsRequest { decision_id, page: _, r#where } = request;
-        let filter = lister.filter(r#where)?;
-        let parent = self.parent(&caller, decision_id).await?;
-        let selection = Selection { filter, parent, ..Selection::default() };
-        let (rows, page) = self.list::<CriticOutput>(&caller, &lister, selection).await?;
-        let critic_outputs = rows.into_iter().map(Into::into).collect();
+        let (critic_outputs, page) = self.get_page(request).await?;
         Ok(Response::new(pb::ListCriticOutputsResponse { critic_outputs, page }))
     }
 
@@ -196,9 +124,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::CreateOverrideRequest>,
     ) -> Answer<pb::CreateOverrideResponse> {
-        let (caller, request) = open(request)?;
-        let write = super::r#override::create(request, &caller.actor)?;
-        let ((row, decision), receipt) = self.write_as(caller, write).await?;
+        let ((row, decision), receipt) = self.write(request).await?;
         let (r#override, decision) = (Some(row.into()), Some(decision.into()));
         Ok(Response::new(pb::CreateOverrideResponse { r#override, decision, receipt }))
     }
@@ -207,14 +133,7 @@ impl pb::decision_service_server::DecisionService for Api {
         &self,
         request: Request<pb::ListOverridesRequest>,
     ) -> Answer<pb::ListOverridesResponse> {
-        let (caller, mut request) = open(request)?;
-        let lister = self.lister(&caller, &mut request, &r#override::LISTING, NEWEST_CHILD)?;
-        let pb::ListOverridesRequest { decision_id, page: _, r#where } = request;
-        let filter = lister.filter(r#where)?;
-        let parent = self.parent(&caller, decision_id).await?;
-        let selection = Selection { filter, parent, ..Selection::default() };
-        let (rows, page) = self.list::<Override>(&caller, &lister, selection).await?;
-        let overrides = rows.into_iter().map(Into::into).collect();
+        let (overrides, page) = self.get_page(request).await?;
         Ok(Response::new(pb::ListOverridesResponse { overrides, page }))
     }
 
@@ -231,7 +150,7 @@ impl pb::decision_service_server::DecisionService for Api {
             window: page::window(field, window, SystemTime::now(), "window")?,
             ..ListQuery::default()
         };
-        let mut fields = Fields::new();
+        let mut fields = Fields::default();
         let groups = fields.list("group_by", group_by.clone(), GROUP_BY_MAX, read_group_by);
         fields.no_duplicates(group_by.iter().map(String::as_str), |n| format!("group_by[{n}]"));
         let groups = fields.finish(groups)?.into_iter().flatten().collect();
@@ -249,22 +168,6 @@ impl pb::decision_service_server::DecisionService for Api {
             truncated: found.truncated,
             read_at: Some(self.revision(&caller, found.seq)?),
         }))
-    }
-}
-
-impl super::Parts {
-    /// The decision that a listing of what belongs to decisions is held to; `None` for "-", all of them.
-    async fn parent(
-        &self,
-        caller: &crate::store::caller::Caller,
-        decision_id: String,
-    ) -> Result<Option<(&'static str, Uuid)>> {
-        if decision_id == "-" {
-            return Ok(None);
-        }
-        let id = wire::id("decision_id", decision_id)?;
-        let decision: Decision = self.store.get(caller, &id).await?;
-        Ok(Some(("d.decision_uid", decision.meta.uid)))
     }
 }
 
@@ -292,80 +195,92 @@ fn read_group_by(fields: &mut Fields, name: String) -> Option<GroupBy> {
     })
 }
 
-impl TryFrom<pb::CreateDecisionRequest> for Write<CreateDecisions> {
-    type Error = Error;
+crate::requests! { Decision:
+    get GetDecisionRequest(decision_id);
+    batch_get BatchGetDecisionsRequest(decision_ids);
+    list ListDecisionsRequest("decide_time" by [("decide_time", true)]);
+    update UpdateDecisionRequest(decision);
+    delete DeleteDecisionRequest(decision_id);
+    undelete UndeleteDecisionRequest(decision_id);
+}
 
-    fn try_from(request: pb::CreateDecisionRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
+crate::requests!(@ask CreateDecisionRequest -> CreateDecisions, |fields, on_conflict, decision_id, decision| {
+    CreateDecisions::new(vec![read_with_critics(fields, decision_id, decision, on_conflict)], on_conflict)
+});
+
+crate::requests!(@ask BatchCreateDecisionsRequest -> CreateDecisions, |fields, on_conflict, requests| {
+    let new = fields.batch("requests", requests, |fields, request| {
         let pb::CreateDecisionRequest { decision_id, decision, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.no_replace(on_conflict, "a decision never changes; override it instead");
-        let new = read_new(&mut fields, decision_id, decision);
-        let change = CreateDecisions::new(vec![new], on_conflict);
-        fields.finish(Self { change, options })
-    }
+        fields.no_options(options);
+        read_with_critics(fields, decision_id, decision, on_conflict)
+    });
+    fields.no_duplicates(new.iter().map(|new| new.decision.id.as_str()), |n| {
+        format!("requests[{n}].decision_id")
+    });
+    CreateDecisions::new(new, on_conflict)
+});
+
+/// A decision to be recorded, and the critic outputs that come with it.
+fn read_with_critics(
+    fields: &mut Fields,
+    id: String,
+    mut decision: Option<pb::Decision>,
+    on_conflict: OnConflict,
+) -> NewDecision {
+    let given = decision.as_mut().map(|decision| std::mem::take(&mut decision.critic_outputs));
+    let decision = read_new(fields, id, decision, on_conflict);
+    let critic_outputs = fields.within("decision", |f| {
+        let given = given.unwrap_or_default();
+        let critic_outputs =
+            f.list("critic_outputs", given, CRITIC_OUTPUTS_MAX, read_critic_output);
+        f.no_duplicates(critic_outputs.iter().map(|row| row.id.as_str()), |n| {
+            format!("critic_outputs[{n}].id")
+        });
+        critic_outputs
+    });
+    NewDecision { decision, critic_outputs }
 }
 
-impl TryFrom<pb::BatchCreateDecisionsRequest> for Write<CreateDecisions> {
-    type Error = Error;
+impl Resource for pb::Decision {
+    type Row = Decision;
+    const CHANGEABLE: &'static [&'static str] = &["labels", "metadata", "retention_class"];
+    const NO_REPLACE: Option<&'static str> = Some("a decision never changes; override it instead");
 
-    fn try_from(request: pb::BatchCreateDecisionsRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::BatchCreateDecisionsRequest { requests, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.no_replace(on_conflict, "a decision never changes; override it instead");
-        let new = fields.batch("requests", requests, |fields, request| {
-            let pb::CreateDecisionRequest { decision_id, decision, options } = request;
-            if options.is_some() {
-                fields.wrong("options", "must stand on the batch");
-            }
-            read_new(fields, decision_id, decision)
-        });
-        fields.no_duplicates(new.iter().map(|new| new.decision.id.as_str()), |n| {
-            format!("requests[{n}].decision_id")
-        });
-        fields.finish(Self { change: CreateDecisions::new(new, on_conflict), options })
+    fn identity(&self) -> (&str, &str) {
+        (&self.id, &self.etag)
     }
-}
 
-/// A decision to be recorded. What the server owns is passed over, as on any resource that was read before.
-fn read_new(fields: &mut Fields, id: String, decision: Option<pb::Decision>) -> NewDecision {
-    let uid = Uuid::now_v7();
-    let decision = fields.required("decision", decision);
-    let pb::Decision {
-        id: repeated_id,
-        etag: _,
-        meta: _,
-        input_data,
-        final_verdict,
-        reason,
-        avg_confidence,
-        ambiguity,
-        verdict_scores,
-        critic_outputs,
-        citations,
-        evidence,
-        policy_rules,
-        state: _,
-        model_version,
-        trace_id,
-        decide_time,
-        processing_time,
-        metadata,
-        labels,
-        retention_class,
-        subject_id,
-        case_hash: _,
-    } = decision;
-    let id = fields.new_id_of("decision", id, repeated_id, uid);
-    fields.within("decision", |f| {
+    fn read(self, f: &mut Fields, New { id, meta }: New) -> Decision {
+        let pb::Decision {
+            id: _,
+            etag: _,
+            meta: _,
+            input_data,
+            final_verdict,
+            reason,
+            avg_confidence,
+            ambiguity,
+            verdict_scores,
+            critic_outputs: _,
+            citations,
+            evidence,
+            policy_rules,
+            state: _,
+            model_version,
+            trace_id,
+            decide_time,
+            processing_time,
+            metadata,
+            labels,
+            retention_class,
+            subject_id,
+            case_hash: _,
+        } = self;
         let input_data = f.object("input_data", input_data);
         let case_hash = log_hex(&input_data);
-        let decision = Decision {
+        Decision {
             id,
-            meta: Meta::new(uid),
+            meta,
             input_data,
             final_verdict: f.verdict("final_verdict", final_verdict),
             reason: f.text("reason", reason, wire::LONG_TEXT_BYTES_MAX),
@@ -385,18 +300,8 @@ fn read_new(fields: &mut Fields, id: String, decision: Option<pb::Decision>) -> 
             retention_class: f.text("retention_class", retention_class, 63),
             subject_id: f.text("subject_id", subject_id, 255),
             case_hash,
-        };
-        let critic_outputs = f.list(
-            "critic_outputs",
-            critic_outputs,
-            CRITIC_OUTPUTS_MAX,
-            super::critic_output::read_new,
-        );
-        f.no_duplicates(critic_outputs.iter().map(|row| row.id.as_str()), |n| {
-            format!("critic_outputs[{n}].id")
-        });
-        NewDecision { decision, critic_outputs }
-    })
+        }
+    }
 }
 
 fn log_hex(input_data: &Json) -> String {
@@ -421,126 +326,6 @@ fn read_scores(fields: &mut Fields, scores: BTreeMap<String, f64>) -> Json {
         members.insert(verdict, score.into());
     }
     json::of_value(&serde_json::Value::Object(members))
-}
-
-impl TryFrom<pb::UpdateDecisionRequest> for Write<Modify<Decision>> {
-    type Error = Error;
-
-    fn try_from(request: pb::UpdateDecisionRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::UpdateDecisionRequest { decision, update_mask, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let mut given = fields.required("decision", decision);
-        let paths = fields.update_mask(update_mask);
-        let mut steps: Vec<Step> = Vec::new();
-        for path in paths {
-            match path.as_str() {
-                "labels" => {
-                    // Not taken away: a later path may name one of them.
-                    let labels = given.labels.clone();
-                    steps.push(Step::Labels(
-                        fields.within("decision", |f| f.labels("labels", labels)),
-                    ));
-                }
-                "metadata" => {
-                    let metadata = given.metadata.take();
-                    steps.push(Step::Metadata(
-                        fields.within("decision", |f| f.object("metadata", metadata)),
-                    ));
-                }
-                "retention_class" => {
-                    let class = std::mem::take(&mut given.retention_class);
-                    steps.push(Step::Class(
-                        fields.within("decision", |f| f.text("retention_class", class, 63)),
-                    ));
-                }
-                _ => match path.strip_prefix("labels.") {
-                    Some(key) => {
-                        let value = given.labels.get(key).cloned();
-                        // Checked like any label; a missing one is taken away.
-                        let one = [(key.to_owned(), value.clone().unwrap_or_default())].into();
-                        fields.within("decision", |f| f.labels("labels", one));
-                        steps.push(Step::Label(key.to_owned(), value));
-                    }
-                    None => fields.unknown_path(&path, FIELDS),
-                },
-            }
-        }
-        let id = fields.id("decision.id", given.id);
-        let etag = fields.etag("decision.etag", given.etag);
-        let size_bytes = steps.iter().map(Step::size_bytes).sum();
-        let change = Modify::update(id, etag, size_bytes, move |row: &mut Decision, _| {
-            steps.iter().try_for_each(|step| step.apply(row))
-        });
-        fields.finish(Self { change, options })
-    }
-}
-
-/// One path of an update.
-enum Step {
-    Labels(Json),
-    Metadata(Json),
-    Class(String),
-    Label(String, Option<String>),
-}
-
-impl Step {
-    fn size_bytes(&self) -> usize {
-        match self {
-            Step::Labels(json) | Step::Metadata(json) => json.text().len(),
-            Step::Class(_) | Step::Label(..) => 128,
-        }
-    }
-
-    fn apply(&self, row: &mut Decision) -> Result<()> {
-        match self {
-            Step::Labels(labels) => row.labels = labels.clone(),
-            Step::Metadata(metadata) => row.metadata = metadata.clone(),
-            Step::Class(class) => row.retention_class.clone_from(class),
-            Step::Label(key, value) => {
-                let mut labels = json::to_strings(&row.labels);
-                match value {
-                    Some(value) => labels.insert(key.clone(), value.clone()),
-                    None => labels.remove(key),
-                };
-                let mut fields = Fields::new();
-                row.labels = fields.labels("labels", labels);
-                fields.finish(())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl TryFrom<pb::DeleteDecisionRequest> for Write<Hide<Decision>> {
-    type Error = Error;
-
-    fn try_from(request: pb::DeleteDecisionRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::DeleteDecisionRequest { decision_id, etag, allow_missing, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let id = fields.id("decision_id", decision_id);
-        let etag = fields.etag("etag", etag);
-        fields.finish(Self { change: Hide(Modify::delete(id, etag, allow_missing)), options })
-    }
-}
-
-impl TryFrom<pb::UndeleteDecisionRequest> for Write<Hide<Decision>> {
-    type Error = Error;
-
-    fn try_from(request: pb::UndeleteDecisionRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::UndeleteDecisionRequest { decision_id, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let id = fields.id("decision_id", decision_id);
-        fields.finish(Self { change: Hide(Modify::undelete(id)), options })
-    }
 }
 
 impl From<Decision> for pb::Decision {
@@ -612,61 +397,4 @@ pub fn references_of(json: &Json) -> Vec<pb::ResourceRef> {
         .into_iter()
         .map(|Reference { kind, id, version }| pb::ResourceRef { kind, id, version })
         .collect()
-}
-
-/// The parts that the mask asks for; the id is always there.
-fn masked(decision: pb::Decision, mask: &ReadMask) -> pb::Decision {
-    if mask.is_everything() {
-        return decision;
-    }
-    let pb::Decision {
-        id,
-        etag,
-        meta,
-        input_data,
-        final_verdict,
-        reason,
-        avg_confidence,
-        ambiguity,
-        verdict_scores,
-        critic_outputs,
-        citations,
-        evidence,
-        policy_rules,
-        state,
-        model_version,
-        trace_id,
-        decide_time,
-        processing_time,
-        metadata,
-        labels,
-        retention_class,
-        subject_id,
-        case_hash,
-    } = decision;
-    pb::Decision {
-        id,
-        etag: mask.take("etag", etag),
-        meta: mask.take("meta", meta),
-        input_data: mask.take("input_data", input_data),
-        final_verdict: mask.take("final_verdict", final_verdict),
-        reason: mask.take("reason", reason),
-        avg_confidence: mask.take("avg_confidence", avg_confidence),
-        ambiguity: mask.take("ambiguity", ambiguity),
-        verdict_scores: mask.take("verdict_scores", verdict_scores),
-        critic_outputs: mask.take("critic_outputs", critic_outputs),
-        citations: mask.take("citations", citations),
-        evidence: mask.take("evidence", evidence),
-        policy_rules: mask.take("policy_rules", policy_rules),
-        state: mask.take("state", state),
-        model_version: mask.take("model_version", model_version),
-        trace_id: mask.take("trace_id", trace_id),
-        decide_time: mask.take("decide_time", decide_time),
-        processing_time: mask.take("processing_time", processing_time),
-        metadata: mask.take("metadata", metadata),
-        labels: mask.take("labels", labels),
-        retention_class: mask.take("retention_class", retention_class),
-        subject_id: mask.take("subject_id", subject_id),
-        case_hash: mask.take("case_hash", case_hash),
-    }
 }

@@ -2,56 +2,59 @@
 
 use super::decision::references_of;
 use super::json;
-use super::wire::{self, Fields, Write};
-use crate::Result;
+use super::resource::{New, Resource, read_new};
+use super::wire::{self, Fields};
 use crate::pb;
-use crate::store::noun::{Meta, Noun};
+use crate::store::noun::Noun;
 use crate::store::r#override::{CreateOverride, Override};
 use uuid::Uuid;
 
 const JUSTIFICATION_CHARS: std::ops::RangeInclusive<usize> = 10..=10_000;
 
-/// An override to be recorded. `actor` stands in for a reviewer who is not named.
-pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<CreateOverride>> {
-    let digest = wire::digest(&request, request.options.as_ref());
-    let pb::CreateOverrideRequest { override_id, decision_id, r#override, decision_etag, options } =
-        request;
-    let mut fields = Fields::new();
-    let (options, on_conflict) = fields.options(options, digest);
+crate::requests! { Override:
+    list ListOverridesRequest("create_time" by [("create_time", true)] of "d.decision_id" decision_id in "decision");
+}
+
+crate::requests!(@ask CreateOverrideRequest -> CreateOverride,
+|fields, on_conflict, override_id, decision_id, r#override, decision_etag| {
     fields.only_fail(on_conflict);
-    let uid = Uuid::now_v7();
-    let given = fields.required("override", r#override);
-    let pb::Override {
-        id: repeated_id,
-        etag: _,
-        meta: _,
-        decision_id: repeated_decision_id,
-        original_outcome,
-        proposed_outcome,
-        justification,
-        reason_category,
-        reviewer_id,
-        reviewer_name,
-        reviewer_role,
-        reviewer_email,
-        urgent,
-        priority,
-        expire_time,
-        stakeholder_input,
-        supporting_documents,
-        additional_context,
-    } = given;
-    let id = fields.new_id_of("override", override_id, repeated_id, uid);
-    if !decision_id.is_empty()
-        && !repeated_decision_id.is_empty()
-        && decision_id != repeated_decision_id
-    {
-        fields.wrong("override.decision_id", "must be empty or the same as decision_id");
-    }
-    let decision_id = if decision_id.is_empty() { repeated_decision_id } else { decision_id };
-    let decision_id = fields.id("decision_id", decision_id);
+    let mut given = fields.required("override", r#override);
+    given.decision_id = fields.parent_id("override", "decision_id", decision_id, given.decision_id);
     let decision_etag = fields.etag("decision_etag", decision_etag);
-    let row = fields.within("override", |f| {
+    let row = read_new(fields, override_id, Some(given), on_conflict);
+    CreateOverride::new(row, decision_etag)
+});
+
+impl Resource for pb::Override {
+    type Row = Override;
+    const CHANGEABLE: &'static [&'static str] = &[];
+
+    fn identity(&self) -> (&str, &str) {
+        (&self.id, &self.etag)
+    }
+
+    /// The caller's user stands in for a reviewer who is not named.
+    fn read(self, f: &mut Fields, New { id, meta }: New) -> Override {
+        let pb::Override {
+            id: _,
+            etag: _,
+            meta: _,
+            decision_id,
+            original_outcome,
+            proposed_outcome,
+            justification,
+            reason_category,
+            reviewer_id,
+            reviewer_name,
+            reviewer_role,
+            reviewer_email,
+            urgent,
+            priority,
+            expire_time,
+            stakeholder_input,
+            supporting_documents,
+            additional_context,
+        } = self;
         let chars = justification.chars().count();
         if !JUSTIFICATION_CHARS.contains(&chars) {
             f.wrong(
@@ -62,7 +65,7 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
         if !(0..=10).contains(&priority) {
             f.wrong("priority", "must be from 0 to 10");
         }
-        let reviewer_id = if reviewer_id.is_empty() { actor.to_owned() } else { reviewer_id };
+        let reviewer_id = if reviewer_id.is_empty() { f.actor().to_owned() } else { reviewer_id };
         let original_outcome = if original_outcome.is_empty() {
             original_outcome
         } else {
@@ -70,7 +73,7 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
         };
         Override {
             id,
-            meta: Meta::new(uid),
+            meta,
             decision_uid: Uuid::nil(),
             decision_id,
             original_outcome,
@@ -92,8 +95,7 @@ pub fn create(request: pb::CreateOverrideRequest, actor: &str) -> Result<Write<C
             supporting_documents: f.references("supporting_documents", supporting_documents),
             additional_context: f.object("additional_context", additional_context),
         }
-    });
-    fields.finish(Write { change: CreateOverride::new(row, decision_etag), options })
+    }
 }
 
 impl From<Override> for pb::Override {

@@ -1,20 +1,19 @@
 //! TenantService: tenants, and through api_token.rs their tokens.
 
-use super::wire::{self, Fields, Write};
-use super::{Api, Selection, api_token, only, open};
+use super::resource::{New, Resource};
+use super::wire::{self, Fields};
+use super::{Answer, Api, Selection, api_token, only, open};
 use crate::pb;
 use crate::store::api_token::{self as tokens, ApiToken, CreateApiToken};
 use crate::store::caller::{Caller, SYSTEM_TENANT, is_tenant_id};
-use crate::store::change::{Create, Modify};
-use crate::store::noun::Noun;
+use crate::store::change::Create;
+use crate::store::noun::{Meta, Noun};
 use crate::store::tenant::{LISTING, Tenant};
-use crate::{Error, Reason, Result};
-use tonic::{Request, Response, Status};
+use crate::{Error, Reason};
+use tonic::{Request, Response};
+use uuid::Uuid;
 
 const NEWEST: &[(&str, bool)] = &[("create_time", true)];
-const IMMUTABLE: &[&str] = &["id", "etag", "meta"];
-
-type Answer<T> = Result<Response<T>, Status>;
 
 /// Tenants' rows belong to the tenant "system", whoever asks.
 fn as_system(mut caller: Caller) -> Caller {
@@ -29,7 +28,7 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::CreateTenantRequest>,
     ) -> Answer<pb::CreateTenantResponse> {
         let (caller, request) = open(request)?;
-        let write: Write<Create<Tenant>> = request.try_into()?;
+        let write = self.ask(request, &caller)?;
         let (rows, receipt) = self.write_as(as_system(caller), write).await?;
         let tenant = only(rows)?;
         (self.forget.tenant)(&tenant.id);
@@ -74,7 +73,7 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::UpdateTenantRequest>,
     ) -> Answer<pb::UpdateTenantResponse> {
         let (caller, request) = open(request)?;
-        let write: Write<Modify<Tenant>> = request.try_into()?;
+        let write = self.ask(request, &caller)?;
         let (row, receipt) = self.write_as(as_system(caller), write).await?;
         if let Some(tenant) = &row {
             (self.forget.tenant)(&tenant.id);
@@ -114,7 +113,7 @@ impl pb::tenant_service_server::TenantService for Api {
         &self,
         request: Request<pb::RevokeApiTokenRequest>,
     ) -> Answer<pb::RevokeApiTokenResponse> {
-        let (row, receipt) = self.write::<_, Modify<ApiToken>>(request).await?;
+        let (row, receipt) = self.write(request).await?;
         if let Some(token) = &row {
             (self.forget.token)(token.meta.uid);
         }
@@ -147,79 +146,54 @@ fn read_state(fields: &mut Fields, state: i32) -> i16 {
     }
 }
 
-impl TryFrom<pb::CreateTenantRequest> for Write<Create<Tenant>> {
-    type Error = Error;
-
-    fn try_from(request: pb::CreateTenantRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::CreateTenantRequest { tenant_id, tenant, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.no_replace(on_conflict, "use UpdateTenant");
-        let pb::Tenant { id: repeated_id, etag: _, meta: _, display_name, state } =
-            tenant.unwrap_or_default();
-        if !tenant_id.is_empty() && !repeated_id.is_empty() && tenant_id != repeated_id {
-            fields.wrong("tenant.id", "must be empty or the same as tenant_id");
-        }
-        let id = if tenant_id.is_empty() { repeated_id } else { tenant_id };
-        if id.contains('\0') {
-            fields.wrong_because(Reason::NulByte, "tenant_id", "must not contain a NUL byte");
-        } else if !is_tenant_id(&id) {
-            fields.wrong("tenant_id", "must match ^[a-z][a-z0-9-]{0,62}$");
-        }
-        let row = fields.within("tenant", |f| {
-            let state = if state == 0 { 1 } else { read_state(f, state) };
-            Tenant::new(id, f.text("display_name", display_name, 255), state)
-        });
-        fields.finish(Self { change: Create { rows: vec![row], on_conflict }, options })
-    }
+crate::requests! { Tenant:
+    update UpdateTenantRequest(tenant);
 }
 
-impl TryFrom<pb::UpdateTenantRequest> for Write<Modify<Tenant>> {
-    type Error = Error;
+crate::requests!(@ask CreateTenantRequest -> Create<Tenant>, |fields, on_conflict, tenant_id, tenant| {
+    fields.no_replace(on_conflict, "use UpdateTenant");
+    let tenant = tenant.unwrap_or_default();
+    if !tenant_id.is_empty() && !tenant.id.is_empty() && tenant_id != tenant.id {
+        fields.wrong("tenant.id", "must be empty or the same as tenant_id");
+    }
+    let id = if tenant_id.is_empty() { tenant.id.clone() } else { tenant_id };
+    if id.contains('\0') {
+        fields.wrong_because(Reason::NulByte, "tenant_id", "must not contain a NUL byte");
+    } else if !is_tenant_id(&id) {
+        fields.wrong("tenant_id", "must match ^[a-z][a-z0-9-]{0,62}$");
+    }
+    let new = New { id, meta: Meta::new(Uuid::now_v7()) };
+    Create { rows: vec![fields.within("tenant", |f| tenant.read(f, new))], on_conflict }
+});
 
-    fn try_from(request: pb::UpdateTenantRequest) -> Result<Self> {
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::UpdateTenantRequest { tenant, update_mask, options } = request;
-        let mut fields = Fields::new();
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let pb::Tenant { id, etag, meta: _, display_name, state } =
-            fields.required("tenant", tenant);
-        let (mut new_name, mut new_state) = (None, None);
-        for path in fields.update_mask(update_mask) {
-            match path.as_str() {
-                "display_name" => {
-                    let name = display_name.clone();
-                    new_name = Some(fields.within("tenant", |f| f.text("display_name", name, 255)));
-                }
-                "state" => new_state = Some(fields.within("tenant", |f| read_state(f, state))),
-                _ => fields.unknown_path(&path, IMMUTABLE),
-            }
-        }
-        if id == SYSTEM_TENANT && new_state.is_some_and(|state| state != 1) {
-            // Nobody could ever undo it.
-            fields.wrong("tenant.state", "must stay ACTIVE for the tenant \"system\"");
-        }
-        let id = fields.id("tenant.id", id);
-        let etag = fields.etag("tenant.etag", etag);
-        let change = Modify::update(id, etag, 512, move |row: &mut Tenant, _| {
-            if let Some(name) = &new_name {
-                row.display_name.clone_from(name);
-            }
-            if let Some(state) = new_state {
-                row.state = state;
-            }
-            Ok(())
-        });
-        fields.finish(Self { change, options })
+impl Resource for pb::Tenant {
+    type Row = Tenant;
+    const CHANGEABLE: &'static [&'static str] = &["display_name", "state", "strict_references"];
+
+    fn identity(&self) -> (&str, &str) {
+        (&self.id, &self.etag)
+    }
+
+    fn read(self, f: &mut Fields, New { id, meta }: New) -> Tenant {
+        let pb::Tenant { id: _, etag: _, meta: _, display_name, state, strict_references } = self;
+        // 0 is a new tenant's. An update that says so is refused, because it cannot mean anything.
+        let state = if state == 0 && meta.uid != Uuid::nil() { 1 } else { read_state(f, state) };
+        let display_name = f.text("display_name", display_name, 255);
+        Tenant { id, meta, display_name, state, strict_references }
+    }
+
+    fn fault(row: &Tenant) -> Option<(&'static str, &'static str)> {
+        // Nobody could ever undo it.
+        let is_lost = row.id == SYSTEM_TENANT && row.state != 1;
+        is_lost.then_some(("state", "must stay ACTIVE for the tenant \"system\""))
     }
 }
 
 impl From<Tenant> for pb::Tenant {
     fn from(row: Tenant) -> Self {
         let etag = row.etag();
-        let Tenant { id, meta, display_name, state } = row;
-        Self { id, etag, meta: wire::meta(meta), display_name, state: state.into() }
+        let Tenant { id, meta, display_name, state, strict_references } = row;
+        let (meta, state) = (wire::meta(meta), state.into());
+        Self { id, etag, meta, display_name, state, strict_references }
     }
 }

@@ -2,14 +2,17 @@
 
 use crate::error::Violation;
 use crate::pb;
-use crate::rpc::json;
+use crate::rpc::{descriptor, json};
+use crate::store::caller::Caller;
 use crate::store::canonical::{Json, to_micros};
 use crate::store::change::OnConflict;
+use crate::store::facts;
 use crate::store::noun::Meta;
 use crate::store::write::{Precondition, RequestKey, Wanted, WriteOptions};
 use crate::{Error, Reason, Result};
-use prost::Message;
+use prost::{Message, Name};
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
@@ -31,28 +34,46 @@ const TIME_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_30
 #[derive(Default)]
 pub struct Fields {
     at: String,
-    violations: Vec<Violation>,
-    reason: Option<Reason>,
+    violations: Vec<(Reason, Violation)>,
     /// Required messages that are not there. What is read in their place is not the caller's.
     missing: Vec<String>,
+    /// The user that the caller acts for, who stands in where a person is not named.
+    actor: Arc<str>,
+    /// What `$<n>.id` stands for: the ids of what the operations before have made.
+    made: Vec<Option<String>>,
+    /// Items of one batch; none where no batch is read.
+    batch_max: Option<usize>,
 }
 
 impl Fields {
-    /// At the top of a request.
-    pub fn new() -> Self {
-        Self::default()
+    /// At the top of a caller's request.
+    pub fn new(caller: &Caller, batch_max: usize) -> Self {
+        let actor = Arc::clone(&caller.actor);
+        Self { actor, batch_max: Some(batch_max), ..Self::default() }
+    }
+
+    pub fn actor(&self) -> &str {
+        &self.actor
+    }
+
+    /// Takes over what is wrong with fields that were read apart, as far as it is asked for.
+    pub fn take_over(&mut self, other: Self, wanted: impl Fn(&str) -> bool) {
+        for (reason, violation) in other.violations {
+            if wanted(&violation.field) {
+                self.wrong_because(reason, &violation.field, violation.description);
+            }
+        }
     }
 
     /// The value, if nothing was wrong.
     pub fn finish<T>(self, value: T) -> Result<T> {
-        match self.reason {
-            None => Ok(value),
-            Some(reason) => Err(Error::Invalid { reason, violations: self.violations }),
-        }
+        let Some((reason, _)) = self.violations.first() else { return Ok(value) };
+        let (reason, violations) = (*reason, self.violations.into_iter());
+        Err(Error::Invalid { reason, violations: violations.map(|(_, one)| one).collect() })
     }
 
     pub fn is_sound(&self) -> bool {
-        self.reason.is_none()
+        self.violations.is_empty()
     }
 
     /// Reads what lies under a field: `decision`, `requests[17]`.
@@ -80,8 +101,7 @@ impl Fields {
         if self.missing.iter().any(within) {
             return;
         }
-        self.violations.push(Violation { field, description: description.into() });
-        self.reason.get_or_insert(reason);
+        self.violations.push((reason, Violation { field, description: description.into() }));
     }
 
     fn path(&self, field: &str) -> String {
@@ -121,7 +141,22 @@ impl Fields {
     }
 
     /// An id that must be given.
-    pub fn id(&mut self, field: &str, value: String) -> String {
+    pub fn id(&mut self, field: &str, mut value: String) -> String {
+        if let Some(place) = value.strip_prefix('$')
+            && !self.made.is_empty()
+        {
+            let place = place.strip_suffix(".id").and_then(|n| n.parse::<usize>().ok());
+            match place.and_then(|n| self.made.get(n)) {
+                Some(Some(id)) => value = id.clone(),
+                _ => {
+                    self.wrong(
+                        field,
+                        "must name an operation before this one that makes one resource",
+                    );
+                    return value;
+                }
+            }
+        }
         if value.is_empty() {
             self.wrong(field, "is required");
         } else if value.contains('\0') {
@@ -155,6 +190,27 @@ impl Fields {
         match in_request.is_empty() {
             true => self.new_id(&inner, in_message, uid),
             false => self.new_id(&outer, in_request, uid),
+        }
+    }
+
+    /// The id of what a resource belongs to, which may stand in the request, in the message or in both.
+    pub fn parent_id(
+        &mut self,
+        noun: &str,
+        field: &str,
+        in_request: String,
+        in_message: String,
+    ) -> String {
+        if !in_request.is_empty() && !in_message.is_empty() && in_request != in_message {
+            self.wrong(&format!("{noun}.{field}"), format!("must be empty or the same as {field}"));
+        }
+        self.id(field, if in_request.is_empty() { in_message } else { in_request })
+    }
+
+    /// Refuses options on a part of a call.
+    pub fn no_options(&mut self, options: Option<pb::WriteOptions>) {
+        if options.is_some() {
+            self.wrong("options", "must stand on the whole call");
         }
     }
 
@@ -246,7 +302,7 @@ impl Fields {
         items.into_iter().enumerate().map(read_one).collect()
     }
 
-    /// The items of a batch: at least one. The server holds them to batch_max.
+    /// The items of a batch: at least one, and no more than is configured.
     pub fn batch<T, U>(
         &mut self,
         field: &str,
@@ -256,7 +312,7 @@ impl Fields {
         if items.is_empty() {
             self.wrong(field, "must have at least one item");
         }
-        self.list(field, items, BATCH_MAX, read)
+        self.list(field, items, self.batch_max.unwrap_or(BATCH_MAX), read)
     }
 
     /// Notes an id that stands in a batch twice.
@@ -417,17 +473,12 @@ impl Fields {
             {
                 fields.wrong("version", "must be at least 1");
             }
-            let kind = match pb::ResourceKind::try_from(reference.kind) {
-                Ok(pb::ResourceKind::Decision) => "decision",
-                Ok(pb::ResourceKind::Override) => "override",
-                Ok(pb::ResourceKind::PolicyRule) => "policy_rule",
-                Ok(pb::ResourceKind::Tenant) => "tenant",
-                Ok(pb::ResourceKind::ApiToken) => "api_token",
-                _ => {
-                    fields.wrong("kind", "must be a kind whose ids are unique in the tenant");
-                    return None;
-                }
+            let facts = kind_name(reference.kind).and_then(|kind| facts(&kind));
+            let Some(facts) = facts.filter(|facts| facts.ids_of_tenant) else {
+                fields.wrong("kind", "must be a kind whose ids are unique in the tenant");
+                return None;
             };
+            let kind = facts.kind;
             Some(Precondition { kind, id: fields.id("id", reference.id), wants })
         })
     }
@@ -461,11 +512,11 @@ impl Fields {
         paths
     }
 
-    /// Notes a path of an update mask that names no changeable field. `immutable` are the other fields of the noun.
-    pub fn unknown_path(&mut self, path: &str, immutable: &[&str]) {
+    /// Notes a path of an update mask that names none of the message's changeable fields.
+    pub fn unknown_path<M: Name>(&mut self, path: &str, changeable: &[&str]) {
         let top = path.split('.').next().unwrap_or(path);
         let shown: String = path.chars().take(100).collect();
-        if immutable.contains(&top) {
+        if descriptor::field::<M>(top).is_some() && !changeable.contains(&top) {
             self.wrong_because(
                 Reason::FieldImmutable,
                 "update_mask",
@@ -479,6 +530,19 @@ impl Fields {
             );
         }
     }
+}
+
+/// The store's name of a kind; `None` if it is unknown or unspecified.
+pub fn kind_name(kind: i32) -> Option<String> {
+    let kind = pb::ResourceKind::try_from(kind).ok()?;
+    let name = kind.as_str_name().strip_prefix("RESOURCE_KIND_")?.to_ascii_lowercase();
+    (kind != pb::ResourceKind::Unspecified).then_some(name)
+}
+
+/// The protocol's number of a kind.
+pub fn kind_number(name: &str) -> pb::ResourceKind {
+    pb::ResourceKind::from_str_name(&format!("RESOURCE_KIND_{}", name.to_ascii_uppercase()))
+        .unwrap_or(pb::ResourceKind::Unspecified)
 }
 
 /// A write as the store takes it.
@@ -507,38 +571,38 @@ pub fn is_id(value: &str) -> bool {
 
 /// One id that a request names, checked.
 pub fn id(field: &str, value: String) -> Result<String> {
-    let mut fields = Fields::new();
+    let mut fields = Fields::default();
     let value = fields.id(field, value);
     fields.finish(value)
 }
 
 /// The parts of a resource that a read mask lets through.
-pub struct ReadMask(Option<Vec<String>>);
+pub struct ReadMask(Option<Vec<u32>>);
 
 impl ReadMask {
-    /// `known` are the fields of the noun. An empty mask and "*" let everything through.
-    pub fn new(mask: Option<prost_types::FieldMask>, known: &[&str]) -> Result<Self> {
+    /// A mask on messages of a type. An empty one and "*" let everything through; the id always comes through.
+    pub fn new<M: Name>(mask: Option<prost_types::FieldMask>) -> Result<Self> {
         let paths = mask.unwrap_or_default().paths;
         if paths.is_empty() || paths.iter().any(|path| path == "*") {
             return Ok(Self(None));
         }
-        if let Some(path) = paths.iter().find(|path| !known.contains(&path.as_str())) {
-            let shown: String = path.chars().take(100).collect();
-            let what = format!("names {shown:?}, which does not exist");
-            return Err(Error::invalid_because(Reason::UnknownField, "read_mask", what));
+        let mut numbers: Vec<u32> = descriptor::field::<M>("id").into_iter().collect();
+        for path in paths {
+            let Some(number) = descriptor::field::<M>(&path) else {
+                let shown: String = path.chars().take(100).collect();
+                let what = format!("names {shown:?}, which does not exist");
+                return Err(Error::invalid_because(Reason::UnknownField, "read_mask", what));
+            };
+            numbers.push(number);
         }
-        Ok(Self(Some(paths)))
+        Ok(Self(Some(numbers)))
     }
 
-    pub fn is_everything(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// The value if the field is asked for, else its default.
-    pub fn take<T: Default>(&self, field: &str, value: T) -> T {
+    /// What the mask lets through.
+    pub fn apply<M: Message + Default>(&self, message: M) -> Result<M> {
         match &self.0 {
-            Some(paths) if !paths.iter().any(|path| path == field) => T::default(),
-            _ => value,
+            None => Ok(message),
+            Some(numbers) => descriptor::only(&message, numbers).map_err(Error::internal),
         }
     }
 }

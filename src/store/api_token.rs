@@ -1,8 +1,9 @@
 //! API tokens: who may act for a tenant. The secret's hash lives apart, where no read and no log entry shows it.
 
 use super::Store;
-use super::caller::{Credential, Roles};
+use super::caller::{Credential, Roles, Standing};
 use super::change::{create_all, rows_of};
+use super::child::Parent;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::LogRow;
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 noun! {
-    pub struct ApiToken in "api_token" as api_token {
+    pub struct ApiToken in "api_token" as api_token + [QUERIES] {
         pub display_name: String,
         /// The bits of `Roles`.
         pub roles: i16,
@@ -48,6 +49,8 @@ impl ApiToken {
     }
 }
 
+impl Parent for ApiToken {}
+
 pub static LISTING: Listing = Listing {
     kind: "api_token",
     table: "api_token",
@@ -69,6 +72,7 @@ row! {
         pub expire_time: Option<SystemTime>,
         pub revoke_time: Option<SystemTime>,
         pub tenant_state: i16,
+        pub strict_references: bool,
     }
 }
 
@@ -102,13 +106,7 @@ impl Change for CreateApiToken {
         Box::pin(async move {
             let creates: Vec<_> = changes
                 .iter()
-                .map(|a| {
-                    (
-                        std::slice::from_ref(&a.change.token),
-                        Default::default(),
-                        &**a.caller.acting(),
-                    )
-                })
+                .map(|a| (std::slice::from_ref(&a.change.token), Default::default(), a.caller))
                 .collect();
             let results = create_all(tx, &creates).await?;
             let uids = changes.iter().map(|a| a.change.token.meta.uid).collect();
@@ -163,7 +161,10 @@ impl Store {
             secret_sha256,
             expire_time: row.expire_time,
             revoked: row.revoke_time.is_some(),
-            tenant_state: state_of(row.tenant_state),
+            standing: Standing {
+                state: state_of(row.tenant_state),
+                strict_references: row.strict_references,
+            },
         }))
     }
 }

@@ -19,6 +19,8 @@ pub struct Caller {
     /// The user the principal acts for, from `x-casebook-actor`.
     pub actor: Arc<str>,
     pub roles: Roles,
+    /// The tenant wants what a resource refers to to exist.
+    pub strict_references: bool,
     /// The principal belongs to the tenant "system", whichever tenant it acts in.
     pub is_system: bool,
     /// When the credential ends.
@@ -147,7 +149,15 @@ pub enum TenantState {
     Suspended,
 }
 
-/// An API token as stored, with the state of its tenant.
+/// What a call needs to know of its tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Standing {
+    pub state: TenantState,
+    /// What a resource refers to must exist.
+    pub strict_references: bool,
+}
+
+/// An API token as stored, with the standing of its tenant.
 #[derive(Clone, Debug)]
 pub struct Credential {
     pub uid: Uuid,
@@ -157,7 +167,7 @@ pub struct Credential {
     pub secret_sha256: [u8; 32],
     pub expire_time: Option<SystemTime>,
     pub revoked: bool,
-    pub tenant_state: TenantState,
+    pub standing: Standing,
 }
 
 /// `^[a-z][a-z0-9-]{0,62}$`

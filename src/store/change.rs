@@ -1,11 +1,13 @@
 //! The changes that most nouns need: create rows, and modify one row.
 
+use super::caller::Caller;
+use super::facts;
 use super::log::{Entry, LogRow};
-use super::noun::{Meta, Noun};
+use super::noun::{Meta, Noun, Reference};
 use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
-use crate::{Error, Result};
+use crate::{Error, Reason, Result};
 use futures_util::future::BoxFuture;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 
 /// What a create does when the id is taken.
@@ -64,11 +66,11 @@ pub enum Placed {
 /// The results stand in the order of `creates`; `Err((error, dirty))` tells whether a part was written.
 pub async fn create_all<'a, T: Noun>(
     tx: &Tx<'_>,
-    creates: &[(&'a [T], OnConflict, &'a str)],
+    creates: &[(&'a [T], OnConflict, &'a Caller)],
 ) -> Result<Vec<Result<Created<T>, (Error, bool)>>> {
     let rows: Vec<T> = creates
         .iter()
-        .flat_map(|(rows, _, author)| rows.iter().map(|row| stamp(row, author, tx.now)))
+        .flat_map(|(rows, _, caller)| rows.iter().map(|row| stamp(row, caller.acting(), tx.now)))
         .collect();
     if rows.is_empty() {
         return Ok(creates.iter().map(|_| Ok(Created { rows: Vec::new() })).collect());
@@ -87,7 +89,7 @@ pub async fn create_all<'a, T: Noun>(
     let mut replaced = Vec::new();
     let mut results = Vec::with_capacity(creates.len());
     let mut next = rows.into_iter().zip(inserted);
-    for (given, on_conflict, author) in creates {
+    for (given, on_conflict, caller) in creates {
         let mine: Vec<(T, bool)> = next.by_ref().take(given.len()).collect();
         let dirty = mine.iter().any(|(_, new)| *new);
         let mut created = Vec::with_capacity(mine.len());
@@ -117,7 +119,7 @@ pub async fn create_all<'a, T: Noun>(
                     let meta = Meta { delete_time: None, ..there.meta().clone() };
                     there = row;
                     *there.meta_mut() = meta;
-                    advance(&mut there, author, tx.now);
+                    advance(&mut there, caller.acting(), tx.now);
                     replaced.push(there.clone());
                     created.push((there, Placed::Replaced));
                 }
@@ -132,10 +134,76 @@ pub async fn create_all<'a, T: Noun>(
         });
     }
     tx.save(&replaced).await?;
+    tx.resolve(results.iter().flatten().flat_map(Created::new_rows)).await?;
+    let written = results.iter().zip(creates).filter_map(|(result, (_, _, caller))| {
+        Some((*caller, result.as_ref().ok()?.rows.iter().map(|(row, _)| row).collect()))
+    });
+    let mut dangling = dangling(tx, written.collect()).await?.into_iter();
+    for result in results.iter_mut().filter(|result| result.is_ok()) {
+        if let Some(error) = dangling.next().flatten() {
+            *result = Err((error, true));
+        }
+    }
     Ok(results)
 }
 
+/// What each change's rows refer to that is not there, if their tenant wants it to be. Looked up after all rows are
+/// written, because they may refer to one another, and held as it is until the transaction ends.
+pub async fn dangling<T: Noun>(
+    tx: &Tx<'_>,
+    changes: Vec<(&Caller, Vec<&T>)>,
+) -> Result<Vec<Option<Error>>> {
+    let mut named: BTreeMap<&'static str, HashSet<String>> = BTreeMap::new();
+    for (caller, rows) in &changes {
+        if caller.strict_references {
+            for Reference { kind, id, .. } in rows.iter().flat_map(|row| row.references()) {
+                if !id.is_empty() {
+                    named.entry(kind).or_default().insert(id.into_owned());
+                }
+            }
+        }
+    }
+    let mut there: HashSet<(&'static str, String)> = HashSet::new();
+    for (kind, ids) in named {
+        // A kind that nothing knows yet has no rows.
+        let Some(facts) = facts(kind) else { continue };
+        let mut ids: Vec<String> = ids.into_iter().collect();
+        // In one order, so that two transactions do not wait for each other.
+        ids.sort_unstable();
+        let live = tx.run(facts.hold, &(ids,)).await?;
+        there.extend(live.into_iter().map(|row| (facts.kind, row.id)));
+    }
+    let missing = |row: &&T| {
+        let mut references = row.references().into_iter();
+        references.find_map(|Reference { field, kind, id }| {
+            let id = id.into_owned();
+            let key = (kind, id);
+            (!key.1.is_empty() && !there.contains(&key)).then_some((field, key))
+        })
+    };
+    Ok(changes
+        .iter()
+        .map(|(caller, rows)| {
+            let wanted = rows.iter().filter(|_| caller.strict_references);
+            let (field, (kind, id)) = wanted.into_iter().find_map(missing)?;
+            Some(Error::Refused {
+                reason: Reason::ReferenceMissing,
+                message: format!(
+                    "{}.{field} names {kind} \"{id}\", which does not exist; the tenant has strict_references",
+                    T::KIND
+                ),
+                metadata: vec![("field", field.into_owned()), ("kind", kind.into()), ("id", id)],
+            })
+        })
+        .collect())
+}
+
 impl<T: Noun> Created<T> {
+    /// Those that were not there before.
+    pub fn new_rows(&self) -> impl Iterator<Item = &T> {
+        self.rows.iter().filter(|(_, placed)| *placed == Placed::New).map(|(row, _)| row)
+    }
+
     /// The log entries of what was written, and the versions that were there before.
     pub fn traces(&self) -> (Vec<Entry>, Vec<Shown>) {
         let mut entries = Vec::new();
@@ -164,7 +232,7 @@ impl<T: Noun> Change for Create<T> {
                 outcomes.push((rows, entries));
             }
             let all: Vec<&T> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
-            Foreseen { inserts: vec![Insert::of(&all)], outcomes }
+            Foreseen { inserts: Insert::all_of(&all), outcomes }
         });
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
@@ -184,7 +252,7 @@ impl<T: Noun> Change for Create<T> {
                 .iter()
                 .map(|applied| {
                     let Create { rows, on_conflict } = applied.change;
-                    (rows.as_slice(), *on_conflict, &**applied.caller.acting())
+                    (rows.as_slice(), *on_conflict, applied.caller)
                 })
                 .collect();
             let results = create_all(tx, &creates).await?;
@@ -313,7 +381,7 @@ pub type Modified<T> = Option<(T, bool)>;
 /// Locks, checks and patches the rows of many modifies, and saves those that changed, in one statement each.
 pub async fn modify_all<T: Noun>(
     tx: &Tx<'_>,
-    changes: &[(&Modify<T>, &str)],
+    changes: &[(&Modify<T>, &Caller)],
 ) -> Result<Vec<Result<Modified<T>>>> {
     let ids = |deleted| {
         let chosen = changes.iter().filter(move |(change, _)| change.deleted == deleted);
@@ -330,7 +398,7 @@ pub async fn modify_all<T: Noun>(
 
     let mut saved = Vec::new();
     let mut results = Vec::with_capacity(changes.len());
-    for (change, author) in changes {
+    for (change, caller) in changes {
         let id = &change.id;
         if change.deleted && usurpers.contains_key(id) {
             results.push(Err(Error::Taken { kind: T::KIND, id: id.clone(), fields: Vec::new() }));
@@ -359,7 +427,14 @@ pub async fn modify_all<T: Noun>(
             results.push(Ok(Some((after, false))));
             continue;
         }
-        advance(&mut after, author, tx.now);
+        advance(&mut after, caller.acting(), tx.now);
+        if caller.strict_references
+            && after.references() != before.references()
+            && let Some(error) = dangling(tx, vec![(*caller, vec![&after])]).await?.pop().flatten()
+        {
+            results.push(Err(error));
+            continue;
+        }
         saved.push(after.clone());
         results.push(Ok(Some((after, true))));
     }
@@ -383,7 +458,7 @@ impl<T: Noun> Change for Modify<T> {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<Option<T>>>>> {
         Box::pin(async move {
-            let pairs: Vec<_> = changes.iter().map(|a| (a.change, &**a.caller.acting())).collect();
+            let pairs: Vec<_> = changes.iter().map(|a| (a.change, a.caller)).collect();
             let results = modify_all(tx, &pairs).await?;
             Ok(results
                 .into_iter()

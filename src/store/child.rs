@@ -9,55 +9,53 @@ use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::collections::HashSet;
 use std::time::SystemTime;
-use uuid::Uuid;
 
 /// A noun that belongs to another. Implemented by [`child!`](crate::child).
 pub trait Child: Noun {
-    /// Whether its ids are unique in the tenant, not just within the parent.
-    const ID_IS_OF_TENANT: bool;
-    fn parent_uid(&self) -> Uuid;
+    fn parent_id(&self) -> &str;
     /// Live rows of the parents, locked.
-    fn of_live() -> &'static Query<(Vec<Uuid>,), Self>;
-    /// Rows deleted together with the parents: (uids, times), locked.
-    fn of_deleted() -> &'static Query<(Vec<Uuid>, Vec<SystemTime>), Self>;
+    fn of_live() -> &'static Query<(Vec<String>,), Self>;
+    /// Rows deleted together with the parents: (ids, times), locked.
+    fn of_deleted() -> &'static Query<(Vec<String>, Vec<SystemTime>), Self>;
 }
 
-/// A noun that others belong to.
+/// A noun that others may belong to.
 pub trait Parent: Noun {
     /// Deletes or brings back what belongs to those that were.
-    fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>>;
+    fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
+        let _ = (tx, moves);
+        Box::pin(async { Ok(Moved::default()) })
+    }
 }
 
-/// Says what a noun belongs to: its column with the parent's uid, and where its ids are unique.
+/// Says what a noun belongs to: its column with the parent's id. Only one resource of an id is live at a time, and those
+/// deleted with an earlier one share its time, so the id is as good as the uid; and there may be none yet.
 #[macro_export]
 macro_rules! child {
-    ($name:ident in $table:literal of $parent_uid:ident, ids_of_tenant: $of_tenant:literal) => {
+    ($name:ident in $table:literal of $parent_id:ident) => {
         pub(in $crate::store) mod children {
             use super::$name;
             use std::time::SystemTime;
-            use uuid::Uuid;
 
             $crate::queries! { $table {
-                OF_LIVE(Vec<Uuid>) -> $name = concat!(
-                    "SELECT {*} FROM ", $table, " WHERE ", stringify!($parent_uid), " = ANY($1) ",
+                OF_LIVE(Vec<String>) -> $name = concat!(
+                    "SELECT {*} FROM ", $table, " WHERE ", stringify!($parent_id), " = ANY($1) ",
                     "AND delete_time IS NULL FOR UPDATE");
-                OF_DELETED(Vec<Uuid>, Vec<SystemTime>) -> $name = concat!(
-                    "SELECT {*} FROM ", $table, " WHERE (", stringify!($parent_uid), ", delete_time) IN ",
-                    "(SELECT * FROM unnest($1::uuid[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE");
+                OF_DELETED(Vec<String>, Vec<SystemTime>) -> $name = concat!(
+                    "SELECT {*} FROM ", $table, " WHERE (", stringify!($parent_id), ", delete_time) IN ",
+                    "(SELECT * FROM unnest($1::text[], $2::timestamptz[])) AND delete_time IS NOT NULL FOR UPDATE");
             } }
         }
 
         impl $crate::store::child::Child for $name {
-            const ID_IS_OF_TENANT: bool = $of_tenant;
-
-            fn parent_uid(&self) -> uuid::Uuid {
-                self.$parent_uid
+            fn parent_id(&self) -> &str {
+                &self.$parent_id
             }
-            fn of_live() -> &'static $crate::store::query::Query<(Vec<uuid::Uuid>,), Self> {
+            fn of_live() -> &'static $crate::store::query::Query<(Vec<String>,), Self> {
                 &children::OF_LIVE
             }
             fn of_deleted()
-            -> &'static $crate::store::query::Query<(Vec<uuid::Uuid>, Vec<std::time::SystemTime>), Self> {
+            -> &'static $crate::store::query::Query<(Vec<String>, Vec<std::time::SystemTime>), Self> {
                 &children::OF_DELETED
             }
         }
@@ -66,7 +64,7 @@ macro_rules! child {
 
 /// A parent that was just deleted, or undeleted after `hidden_since`.
 pub struct Move<'a> {
-    pub uid: Uuid,
+    pub id: &'a str,
     pub delete_time: Option<SystemTime>,
     pub hidden_since: Option<SystemTime>,
     pub author: &'a str,
@@ -75,9 +73,9 @@ pub struct Move<'a> {
 /// What became of the children, by parent.
 #[derive(Default)]
 pub struct Moved {
-    entries: Vec<(Uuid, Entry)>,
+    entries: Vec<(String, Entry)>,
     /// What cannot come back, because its id has been taken since.
-    taken: Vec<(Uuid, Error)>,
+    taken: Vec<(String, Error)>,
 }
 
 impl Moved {
@@ -89,11 +87,12 @@ impl Moved {
 
 /// Hides the children of one kind with their parents, or brings back those that were hidden with them.
 pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Moved> {
-    let hide: Vec<Uuid> = moves.iter().filter(|m| m.delete_time.is_some()).map(|m| m.uid).collect();
-    let (show, since): (Vec<Uuid>, Vec<SystemTime>) = moves
+    let hide: Vec<String> =
+        moves.iter().filter(|m| m.delete_time.is_some()).map(|m| m.id.to_owned()).collect();
+    let (show, since): (Vec<String>, Vec<SystemTime>) = moves
         .iter()
         .filter(|m| m.delete_time.is_none())
-        .filter_map(|m| Some((m.uid, m.hidden_since?)))
+        .filter_map(|m| Some((m.id.to_owned(), m.hidden_since?)))
         .unzip();
     let mut children: Vec<T> = Vec::new();
     let mut moved = Moved::default();
@@ -102,7 +101,7 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
     }
     if !show.is_empty() {
         let mut hidden: Vec<T> = tx.run(T::of_deleted(), &(show, since)).await?;
-        if T::ID_IS_OF_TENANT && !hidden.is_empty() {
+        if T::IDS_OF_TENANT && !hidden.is_empty() {
             let ids = hidden.iter().map(|child| child.id().to_owned()).collect();
             let live = tx.lock::<T>(ids).await?.into_keys();
             let mut used: HashSet<String> = live.collect();
@@ -111,7 +110,7 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
                 let is_free = used.insert(id.clone());
                 if !is_free {
                     let error = Error::Taken { kind: T::KIND, id, fields: Vec::new() };
-                    moved.taken.push((child.parent_uid(), error));
+                    moved.taken.push((child.parent_id().to_owned(), error));
                 }
                 is_free
             });
@@ -119,11 +118,11 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
         children.extend(hidden);
     }
     for child in &mut children {
-        let Some(parent) = moves.iter().find(|m| m.uid == child.parent_uid()) else { continue };
+        let Some(parent) = moves.iter().find(|m| m.id == child.parent_id()) else { continue };
         child.meta_mut().delete_time = parent.delete_time;
         advance(child, parent.author, tx.now);
         let action = if parent.delete_time.is_some() { "DELETE" } else { "UNDELETE" };
-        moved.entries.push((child.parent_uid(), Entry::of(child, action)));
+        moved.entries.push((child.parent_id().to_owned(), Entry::of(child, action)));
     }
     tx.save(&children).await?;
     Ok(moved)
@@ -159,8 +158,7 @@ impl<T: Parent> Change for Hide<T> {
             } else {
                 tx.lock_deleted::<T>(back).await?
             };
-            let pairs: Vec<_> =
-                changes.iter().map(|a| (&a.change.0, &**a.caller.acting())).collect();
+            let pairs: Vec<_> = changes.iter().map(|a| (&a.change.0, a.caller)).collect();
             let results = modify_all(tx, &pairs).await?;
 
             let mut moves = Vec::new();
@@ -169,7 +167,7 @@ impl<T: Parent> Change for Hide<T> {
                     let hidden_since =
                         before.get(row.id()).and_then(|before| before.meta().delete_time);
                     moves.push(Move {
-                        uid: row.meta().uid,
+                        id: row.id(),
                         delete_time: row.meta().delete_time,
                         hidden_since,
                         author: applied.caller.acting(),
@@ -182,9 +180,8 @@ impl<T: Parent> Change for Hide<T> {
                 .into_iter()
                 .zip(changes)
                 .map(|(result, applied)| {
-                    let found = result.as_ref().ok().and_then(Option::as_ref);
-                    let uid = found.map(|(row, _)| row.meta().uid);
-                    if let Some(n) = taken.iter().position(|(parent, _)| Some(*parent) == uid) {
+                    let id = &applied.change.0.id;
+                    if let Some(n) = taken.iter().position(|(parent, _)| parent == id) {
                         return Outcome::Spoiled(taken.swap_remove(n).1);
                     }
                     let mut outcome = match result {
@@ -192,7 +189,7 @@ impl<T: Parent> Change for Hide<T> {
                         Err(error) => Outcome::Failed(error),
                     };
                     if let Outcome::Done { entries: mine, .. } = &mut outcome {
-                        let of_it = entries.extract_if(.., |(parent, _)| Some(*parent) == uid);
+                        let of_it = entries.extract_if(.., |(parent, _)| parent == id);
                         mine.extend(of_it.map(|(_, entry)| entry));
                     }
                     outcome

@@ -2,6 +2,7 @@
 
 use super::canonical::Json;
 use super::change::{in_order_of, rows_of, stamp};
+use super::child::Parent;
 use super::decision::Decision;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
@@ -12,7 +13,7 @@ use crate::{Error, Result, child, noun};
 use futures_util::future::BoxFuture;
 
 noun! {
-    pub struct CriticOutput in "critic_output" as critic_output {
+    pub struct CriticOutput in "critic_output" as critic_output + [children::QUERIES] {
         pub decision_uid: uuid::Uuid,
         pub decision_id: String,
         pub critic: String,
@@ -27,10 +28,14 @@ noun! {
         pub details: Json,
     }
 
+    const IDS_OF_TENANT: bool = false;
+
     fn size_bytes(&self) -> usize {
         512 + self.justification.len() + self.details.text().len()
     }
 }
+
+impl Parent for CriticOutput {}
 
 pub static LISTING: Listing = Listing {
     kind: "critic_output",
@@ -49,7 +54,7 @@ pub static LISTING: Listing = Listing {
     ],
 };
 
-child!(CriticOutput in "critic_output" of decision_uid, ids_of_tenant: false);
+child!(CriticOutput in "critic_output" of decision_id);
 
 /// Adds critic outputs to a decision, all or none.
 pub struct AddCriticOutputs {

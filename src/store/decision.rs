@@ -16,7 +16,6 @@ use crate::{Error, Result, noun};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::SystemTime;
-use uuid::Uuid;
 
 noun! {
     pub struct Decision in "decision" as decision {
@@ -137,20 +136,18 @@ impl Change for CreateDecisions {
         Box::pin(async move {
             let creates: Vec<_> = changes
                 .iter()
-                .map(|a| {
-                    (a.change.decisions.as_slice(), a.change.on_conflict, &**a.caller.acting())
-                })
+                .map(|a| (a.change.decisions.as_slice(), a.change.on_conflict, a.caller))
                 .collect();
             let results = create_all(tx, &creates).await?;
 
             // What was there before is equal only if the critic outputs that were given are there, too.
-            let equal = |created: &Created<Decision>, applied: &Applied<'_, Self>| -> Vec<Uuid> {
+            let equal = |created: &Created<Decision>, applied: &Applied<'_, Self>| -> Vec<String> {
                 let pairs = created.rows.iter().zip(&applied.change.critic_outputs);
                 let equal = pairs
                     .filter(|((_, placed), given)| *placed == Placed::Equal && !given.is_empty());
-                equal.map(|((row, _), _)| row.meta.uid).collect()
+                equal.map(|((row, _), _)| row.id.clone()).collect()
             };
-            let compared: Vec<Uuid> = results
+            let compared: Vec<String> = results
                 .iter()
                 .zip(changes)
                 .filter_map(|(result, applied)| Some(equal(result.as_ref().ok()?, applied)))
@@ -234,9 +231,9 @@ fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foresee
         outcomes.push((rows, entries));
     }
     let decisions: Vec<&Decision> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
-    let mut inserts = vec![Insert::of(&decisions)];
+    let mut inserts = Insert::all_of(&decisions);
     if !critics.is_empty() {
-        inserts.push(Insert::of(&critics.iter().collect::<Vec<_>>()));
+        inserts.extend(Insert::all_of(&critics.iter().collect::<Vec<_>>()));
     }
     Foreseen { inserts, outcomes }
 }

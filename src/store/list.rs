@@ -58,8 +58,8 @@ pub struct ListQuery {
     /// Rows to pass over.
     pub skip: i64,
     pub show_deleted: bool,
-    /// Only the rows whose column is this uid: `("d.decision_uid", uid)`.
-    pub parent: Option<(&'static str, Uuid)>,
+    /// Only the rows whose column is this id: `("d.decision_id", id)`.
+    pub parent: Option<(&'static str, String)>,
     pub window: Option<Window>,
     /// The rows as they stood after this `seq` of the log; none means now.
     pub snapshot: Option<i64>,
@@ -257,8 +257,8 @@ impl ListQuery {
         if !self.show_deleted {
             all.push("d.delete_time IS NULL".into());
         }
-        if let Some((column, uid)) = self.parent {
-            all.push(format!("{column} = {}", params.push(uid)));
+        if let Some((column, id)) = &self.parent {
+            all.push(format!("{column} = {}", params.push(id.clone())));
         }
         if let Some(Window { field, start, end }) = self.window {
             all.extend(start.map(|start| format!("{} >= {}", field.column, params.push(start))));

@@ -1,8 +1,11 @@
 //! What every noun has: server-owned facts, the statements that find, insert and save its rows, and its documents.
 
 use super::canonical::write_string;
-use super::query::{FromRow, Query, Rows};
+use super::list::Listing;
+use super::query::{Check, FromRow, Query, Rows};
 use crate::Result;
+use std::any::Any;
+use std::borrow::Cow;
 use std::time::SystemTime;
 use uuid::Uuid;
 
@@ -38,6 +41,8 @@ impl Meta {
 pub trait Noun: FromRow + Clone + PartialEq + Sync {
     /// Its name in the log, in errors and as its table.
     const KIND: &'static str;
+    /// Whether ids are unique in the tenant, not just within a parent, so that references can name them.
+    const IDS_OF_TENANT: bool = true;
 
     fn id(&self) -> &str;
     fn meta(&self) -> &Meta;
@@ -60,8 +65,8 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     fn insert_new() -> &'static Query<Rows<Self>, ()>;
     /// Whole rows by uid.
     fn save() -> &'static Query<Rows<Self>, Inserted>;
-    /// Ids and versions of live rows.
-    fn live() -> &'static Query<(Vec<String>,), Live>;
+    /// What the store knows of the noun as a whole.
+    fn facts() -> &'static Facts;
     /// The row again from its document.
     fn from_document(document: &[u8]) -> Result<Self>;
 
@@ -115,10 +120,42 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
         differing
     }
 
+    /// What it refers to by id. Empty ids refer to nothing.
+    fn references(&self) -> Vec<Reference<'_>> {
+        Vec::new()
+    }
+
+    /// Takes over one column of another row; false if it has no such column of its own.
+    fn copy(&mut self, column: &str, from: &Self) -> bool;
+    /// One column of its own, whatever its type is.
+    fn column_mut(&mut self, column: &str) -> Option<&mut dyn Any>;
+
     /// Whether a further field of a new row is the caller's, not one that the server has filled in.
     fn is_given(&self, _field: &str) -> bool {
         true
     }
+}
+
+/// What the store knows of a noun as a whole: one line of [`NOUNS`](super::NOUNS).
+pub struct Facts {
+    pub kind: &'static str,
+    pub listing: &'static Listing,
+    pub statements: &'static [&'static [&'static dyn Check]],
+    /// Ids and versions of live rows.
+    pub live: &'static Query<(Vec<String>,), Live>,
+    /// The same, kept from changing until the transaction ends.
+    pub hold: &'static Query<(Vec<String>,), Live>,
+    /// Tells the rows that have been waiting for new ones by id what their uids are: (ids, uids).
+    pub resolve: Option<&'static Query<(Vec<String>, Vec<Uuid>), ()>>,
+    pub ids_of_tenant: bool,
+}
+
+/// A reference by id from one resource to another, which need not exist unless the tenant wants it so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference<'a> {
+    pub field: Cow<'static, str>,
+    pub kind: &'static str,
+    pub id: Cow<'a, str>,
 }
 
 /// `"<first 8 hex digits of the uid>-<version>"`, quotes included.
@@ -141,12 +178,20 @@ crate::row! {
     }
 }
 
-/// Declares a noun: a row struct with the server's fields before its own, and its statements.
+/// Declares a noun: a row struct with the server's fields before its own, and its statements. The file has a `LISTING`
+/// beside it; further statements of the file stand behind `+`.
+///
+/// `refers [claim_id -> "claim" as claim_uid]` says that a column names a resource by its id, and which column of the
+/// table, not of the row, keeps the uid of what was meant once that is known. `awaited ["verification".claim_id as
+/// claim_uid]` is the other end: a new row tells those who have been waiting for its id.
 #[macro_export]
 macro_rules! noun {
     (
         $(#[$meta:meta])*
-        pub struct $name:ident in $table:literal as $module:ident {
+        pub struct $name:ident in $table:literal as $module:ident $(+ [$($statements:path),*])?
+        $(refers [$($id_column:ident -> $target:literal as $uid_column:ident),*])?
+        $(awaited [$($waiting:literal . $waiting_id:ident as $waiting_uid:ident),*])?
+        {
             $($(#[$doc:meta])* pub $field:ident: $ty:ty,)*
         }
         $($body:item)*
@@ -191,27 +236,61 @@ macro_rules! noun {
                     " WHERE id = ANY($1) AND delete_time IS NOT NULL ORDER BY id, delete_time DESC, uid DESC) FOR UPDATE");
                 LIVE(Vec<String>) -> $crate::store::noun::Live =
                     concat!("SELECT {*} FROM ", $table, " WHERE id = ANY($1) AND delete_time IS NULL");
+                HOLD(Vec<String>) -> $crate::store::noun::Live =
+                    concat!("SELECT {*} FROM ", $table, " WHERE id = ANY($1) AND delete_time IS NULL FOR SHARE");
+                $(
+                    RESOLVE(Vec<String>, Vec<uuid::Uuid>) -> () = concat!(
+                        "WITH target (id, uid) AS (SELECT * FROM unnest($1::text[], $2::uuid[]))",
+                        $(", ", $waiting, "_", stringify!($waiting_id), " AS (UPDATE ", $waiting,
+                          " AS w SET ", stringify!($waiting_uid), " = t.uid FROM target AS t WHERE w.",
+                          stringify!($waiting_id), " = t.id AND w.", stringify!($waiting_uid), " IS NULL AND w.",
+                          stringify!($waiting_id), " <> '' AND w.delete_time IS NULL)",)*
+                        " SELECT");
+                )?
             } }
 
             // These take whole rows, so they stand beside the list and are added to it by `ROW_QUERIES`.
             pub(in $crate::store) static INSERT: $crate::store::query::Query<Rows<$name>, Inserted> =
                 $crate::store::query::Query::new(
                     concat!($table, ".INSERT"),
-                    concat!("INSERT INTO ", $table, " ({r.*}) SELECT * FROM unnest({r.unnest}) ON CONFLICT DO NOTHING RETURNING uid"),
+                    concat!(
+                        "INSERT INTO ", $table, " ({r.*}", $($(", ", stringify!($uid_column),)*)? ") SELECT u.*",
+                        $($(", (SELECT t.uid FROM ", $target, " AS t WHERE t.id = u.", stringify!($id_column),
+                            " AND t.delete_time IS NULL)",)*)?
+                        " FROM unnest({r.unnest}) AS u ({r.*}) ON CONFLICT DO NOTHING RETURNING uid"),
                 );
             pub(in $crate::store) static INSERT_NEW: $crate::store::query::Query<Rows<$name>, ()> =
                 $crate::store::query::Query::new(
                     concat!($table, ".INSERT_NEW"),
-                    concat!("INSERT INTO ", $table, " ({r.*}) SELECT * FROM unnest({r.unnest})"),
+                    concat!(
+                        "INSERT INTO ", $table, " ({r.*}", $($(", ", stringify!($uid_column),)*)? ") SELECT u.*",
+                        $($(", (SELECT t.uid FROM ", $target, " AS t WHERE t.id = u.", stringify!($id_column),
+                            " AND t.delete_time IS NULL)",)*)?
+                        " FROM unnest({r.unnest}) AS u ({r.*})"),
                 );
             pub(in $crate::store) static SAVE: $crate::store::query::Query<Rows<$name>, Inserted> =
                 $crate::store::query::Query::new(
                     concat!($table, ".SAVE"),
-                    concat!("UPDATE ", $table, " AS d SET {r.set} FROM unnest({r.unnest}) AS u ({r.*}) ",
-                            "WHERE d.uid = u.uid RETURNING d.uid"),
+                    concat!(
+                        "UPDATE ", $table, " AS d SET {r.set}",
+                        $($(", ", stringify!($uid_column), " = CASE WHEN d.", stringify!($id_column), " = u.",
+                            stringify!($id_column), " THEN d.", stringify!($uid_column),
+                            " ELSE (SELECT t.uid FROM ", $target, " AS t WHERE t.id = u.", stringify!($id_column),
+                            " AND t.delete_time IS NULL) END",)*)?
+                        " FROM unnest({r.unnest}) AS u ({r.*}) WHERE d.uid = u.uid RETURNING d.uid"),
                 );
             pub(in $crate::store) const ROW_QUERIES: &[&dyn $crate::store::query::Check] = &[&INSERT, &INSERT_NEW, &SAVE];
         }
+
+        pub static FACTS: $crate::store::noun::Facts = $crate::store::noun::Facts {
+            kind: $table,
+            listing: &LISTING,
+            statements: &[$module::QUERIES, $module::ROW_QUERIES, $($($statements),*)?],
+            live: &$module::LIVE,
+            hold: &$module::HOLD,
+            resolve: $crate::noun!(@resolve $module $($(, $waiting)*)?),
+            ids_of_tenant: <$name as $crate::store::noun::Noun>::IDS_OF_TENANT,
+        };
 
         impl $crate::store::noun::Noun for $name {
             const KIND: &'static str = $table;
@@ -259,8 +338,28 @@ macro_rules! noun {
             fn save() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, $crate::store::noun::Inserted> {
                 &$module::SAVE
             }
-            fn live() -> &'static $crate::store::query::Query<(Vec<String>,), $crate::store::noun::Live> {
-                &$module::LIVE
+            fn facts() -> &'static $crate::store::noun::Facts {
+                &FACTS
+            }
+            $(fn references(&self) -> Vec<$crate::store::noun::Reference<'_>> {
+                vec![$($crate::store::noun::Reference {
+                    field: stringify!($id_column).into(),
+                    kind: $target,
+                    id: (&*self.$id_column).into(),
+                },)*]
+            })?
+            fn column_mut(&mut self, column: &str) -> Option<&mut dyn std::any::Any> {
+                match column {
+                    $(stringify!($field) => Some(&mut self.$field),)*
+                    _ => None,
+                }
+            }
+            fn copy(&mut self, column: &str, from: &Self) -> bool {
+                match column {
+                    $(stringify!($field) => self.$field.clone_from(&from.$field),)*
+                    _ => return false,
+                }
+                true
             }
             fn from_document(document: &[u8]) -> $crate::Result<Self> {
                 use $crate::store::canonical::{member, parse_object};
@@ -273,4 +372,6 @@ macro_rules! noun {
             }
         }
     };
+    (@resolve $module:ident) => { None };
+    (@resolve $module:ident $(, $waiting:literal)+) => { Some(&$module::RESOLVE) };
 }

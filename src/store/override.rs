@@ -2,6 +2,7 @@
 
 use super::canonical::Json;
 use super::change::{Modify, modify_all, rows_of, stamp};
+use super::child::Parent;
 use super::decision::{Decision, OVERRIDDEN};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
@@ -12,7 +13,7 @@ use crate::{Error, Result, child, noun};
 use futures_util::future::BoxFuture;
 
 noun! {
-    pub struct Override in "override" as r#override {
+    pub struct Override in "override" as r#override + [children::QUERIES] {
         pub decision_uid: uuid::Uuid,
         pub decision_id: String,
         /// Empty until the decision is known.
@@ -37,6 +38,8 @@ noun! {
     }
 }
 
+impl Parent for Override {}
+
 pub static LISTING: Listing = Listing {
     kind: "override",
     table: "override",
@@ -55,7 +58,7 @@ pub static LISTING: Listing = Listing {
     ],
 };
 
-child!(Override in "override" of decision_uid, ids_of_tenant: true);
+child!(Override in "override" of decision_id);
 
 /// Overrules a decision and marks it, in one transaction.
 pub struct CreateOverride {
@@ -112,8 +115,7 @@ impl Change for CreateOverride {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<(Override, Decision)>>>> {
         Box::pin(async move {
-            let marks: Vec<_> =
-                changes.iter().map(|a| (&a.change.mark, &**a.caller.acting())).collect();
+            let marks: Vec<_> = changes.iter().map(|a| (&a.change.mark, a.caller)).collect();
             let marked = modify_all(tx, &marks).await?;
             let mut rows = Vec::new();
             for (result, Applied { change, caller }) in marked.iter().zip(changes) {

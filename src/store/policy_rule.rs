@@ -1,6 +1,7 @@
 //! Policy rules: the governance rules that decisions were made under.
 
 use super::canonical::Json;
+use super::child::Parent;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use crate::noun;
@@ -21,6 +22,8 @@ noun! {
         512 + self.description.len() + self.definition.text().len()
     }
 }
+
+impl Parent for PolicyRule {}
 
 pub static LISTING: Listing = Listing {
     kind: "policy_rule",

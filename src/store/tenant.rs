@@ -1,8 +1,9 @@
 //! Tenants: the hard walls. Their rows belong to the tenant "system", which administers the others.
 
 use super::Store;
-use super::caller::{Caller, SYSTEM_TENANT, TenantState};
+use super::caller::{Caller, SYSTEM_TENANT, Standing, TenantState};
 use super::change::{Create, OnConflict};
+use super::child::Parent;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::noun::Meta;
@@ -13,17 +14,19 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 noun! {
-    pub struct Tenant in "tenant" as tenant {
+    pub struct Tenant in "tenant" as tenant + [QUERIES] {
         pub display_name: String,
         /// 1 active, 2 read only, 3 suspended.
         pub state: i16,
+        pub strict_references: bool,
     }
 }
 
 impl Tenant {
     /// A tenant that is still to be created.
     pub fn new(id: String, display_name: String, state: i16) -> Self {
-        Self { id, meta: Meta::new(Uuid::now_v7()), display_name, state }
+        let meta = Meta::new(Uuid::now_v7());
+        Self { id, meta, display_name, state, strict_references: false }
     }
 }
 
@@ -33,6 +36,8 @@ pub const STATES: FieldKind = FieldKind::Enum {
     names: &[("ACTIVE", 1), ("READ_ONLY", 2), ("SUSPENDED", 3)],
 };
 
+impl Parent for Tenant {}
+
 pub static LISTING: Listing = Listing {
     kind: "tenant",
     table: "tenant",
@@ -41,6 +46,7 @@ pub static LISTING: Listing = Listing {
         Field::new("id", "d.id", FieldKind::Text),
         Field::new("display_name", "d.display_name", FieldKind::Text),
         Field::new("state", "d.state", STATES),
+        Field::new("strict_references", "d.strict_references", FieldKind::Bool),
         Field::new("create_time", "d.create_time", FieldKind::Time),
     ],
 };
@@ -54,15 +60,16 @@ row! {
 }
 
 row! {
-    pub struct StateRow {
+    pub struct StandingRow {
         pub state: i16,
+        pub strict_references: bool,
     }
 }
 
 queries! { "wall" {
     /// Enters a tenant until the transaction ends, and tells the transaction's time.
     SET_TENANT(String) -> TenantSet = "SELECT set_config('casebook.tenant', $1, true) AS tenant, now() AS now";
-    TENANT_STATE(String) -> StateRow = "SELECT state FROM wall.tenant_state($1)";
+    STANDING(String) -> StandingRow = "SELECT {*} FROM wall.standing($1)";
 } }
 
 /// The state as the edge needs it. A number that no version knows reads as suspended, which is the safe side.
@@ -75,27 +82,30 @@ pub fn state_of(number: i16) -> TenantState {
 }
 
 impl Store {
-    /// A tenant's state, before any tenant is entered; `None` when there is no such tenant.
-    pub async fn tenant_state(&self, tenant: &str) -> Result<Option<TenantState>> {
+    /// How a tenant stands, before any tenant is entered; `None` when there is no such tenant.
+    pub async fn standing(&self, tenant: &str) -> Result<Option<Standing>> {
         let params = Arc::new((tenant.to_owned(),));
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         let rows = self
-            .admin(TENANT_STATE.name, deadline, move |conn| {
+            .admin(STANDING.name, deadline, move |conn| {
                 let params = Arc::clone(&params);
                 Box::pin(async move {
-                    let rows = conn.all(&TENANT_STATE, &*params).await?;
+                    let rows = conn.all(&STANDING, &*params).await?;
                     conn.done();
                     Ok(rows)
                 })
             })
             .await?;
-        Ok(rows.first().map(|row| state_of(row.state)))
+        Ok(rows.first().map(|row| Standing {
+            state: state_of(row.state),
+            strict_references: row.strict_references,
+        }))
     }
 
     /// Makes the tenants that every deployment has, through the log like any other, unless they are there.
     pub async fn ensure_tenants(&self, caller: &Caller, names: &[&str]) -> Result<()> {
         for name in names {
-            if self.tenant_state(name).await?.is_some() {
+            if self.standing(name).await?.is_some() {
                 continue;
             }
             let mut caller = caller.clone();

@@ -8,7 +8,7 @@ fn of(decision_id: &str, order_by: &str) -> pb::ListCriticOutputsRequest {
     pb::ListCriticOutputsRequest {
         decision_id: decision_id.into(),
         page: Some(pb::PageRequest { order_by: order_by.into(), ..Default::default() }),
-        r#where: None,
+        ..Default::default()
     }
 }
 

@@ -432,7 +432,7 @@ async fn page_tokens_are_held_to_tenant_request_time_and_key() {
     let critics = pb::ListCriticOutputsRequest {
         decision_id: "-".into(),
         page: Some(pb::PageRequest { page_token: next, ..Default::default() }),
-        r#where: None,
+        ..Default::default()
     };
     fails!(client.list_critic_outputs(critics), InvalidArgument, "PAGE_TOKEN_MISMATCH");
     world.close().await;

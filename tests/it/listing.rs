@@ -457,7 +457,7 @@ async fn pages_are_the_snapshot_whatever_is_written_meanwhile() {
             limit: 1 + dice.below(5) as i64,
             skip: dice.below(3) as i64,
             show_deleted: dice.chance(30),
-            parent: dice.chance(20).then_some(("d.parent_uid", PARENTS[0])),
+            parent: dice.chance(20).then_some(("d.parent_uid::text", PARENTS[0].to_string())),
             window: dice.chance(20).then_some(Window {
                 field: field("decide_time"),
                 start: Some(UNIX_EPOCH),

@@ -155,6 +155,7 @@ async fn overrides_are_listed_by_decision_by_filter_and_in_order() {
             decision_id: decision_id.into(),
             page: Some(pb::PageRequest { order_by: order_by.into(), ..Default::default() }),
             r#where: expression(text),
+            ..Default::default()
         };
         let found = ok!(client.list_overrides(request)).overrides;
         found.into_iter().map(|row| row.id).collect::<Vec<_>>()

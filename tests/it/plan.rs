@@ -1,11 +1,11 @@
 //! What PostgreSQL really does for the service at a hundred thousand rows per tenant: which indexes, how many rows.
 
-use crate::schema::{columns_of, explain_any, queries, store_on};
+use crate::schema::{columns_of, explain_any, store_on};
 use crate::world::{config_of, connect, drop_database, new_database};
 use casebook::store::filter::{Condition, Field, Filter, Op, Value};
 use casebook::store::list::{Cursor, ListQuery, Listing, MAX_EXACT_COUNT, Order, estimated_rows};
 use casebook::store::postgres::{Conn, Lane};
-use casebook::store::{critic_output, decision, log, r#override, policy_rule};
+use casebook::store::{critic_output, decision, log, r#override, policy_rule, queries};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
@@ -56,8 +56,8 @@ INSERT INTO casebook.policy_rule (tenant_id, uid, id, version, create_time, upda
 SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', '', '', '', '', '{}', true FROM casebook.decision
   WHERE uid < '00000000-0000-4000-8000-000000005000';
 INSERT INTO casebook.tenant (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
-  display_name, state)
-SELECT 'system', uid, id, 1, create_time, update_time, '', '', '', 1 FROM casebook.decision
+  display_name, state, strict_references)
+SELECT 'system', uid, id, 1, create_time, update_time, '', '', '', 1, false FROM casebook.decision
   WHERE tenant_id = 'a' AND uid < '00000000-0000-4000-8000-000000005000';
 INSERT INTO casebook.api_token (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
   display_name, roles)
@@ -368,7 +368,6 @@ async fn other_lists(filled: &Filled) {
     let entity = ListQuery { filter: entity, ..by_seq.clone() };
     filled.page(&log::LISTING, &entity).await.uses("log_entity").looks_at(4.0);
 
-    let uid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_4711);
     for (listing, index, whose) in [
         (&critic_output::LISTING, "critic_output_time", "critic_output_id"),
         (&r#override::LISTING, "override_time", "override_decision"),
@@ -378,7 +377,7 @@ async fn other_lists(filled: &Filled) {
         let all = ListQuery { order, limit: 51, ..ListQuery::default() };
         filled.page(listing, &all).await.uses(index).unsorted().looks_at(52.0);
         if !whose.is_empty() {
-            let parent = Some(("d.decision_uid", uid));
+            let parent = Some(("d.decision_id", "d4711".to_owned()));
             let of_one = ListQuery { parent, ..all };
             filled.page(listing, &of_one).await.uses(whose).looks_at(2.0);
         }
@@ -411,6 +410,7 @@ const NOBODY_RUNS: &[&str] = &[
     "critic_output.GET",
     "critic_output.LOCK",
     "critic_output.LIVE",
+    "critic_output.HOLD",
     "critic_output.LOCK_DELETED",
     "override.LOCK_DELETED",
     "policy_rule.LOCK_DELETED",

@@ -3,6 +3,7 @@
 use super::*;
 use crate::edge::tests::{FakeDirectory, SECRET, token};
 use crate::error::Error;
+use crate::store::caller::TenantState;
 
 const KEEP: Duration = Duration::from_secs(4);
 
@@ -101,18 +102,18 @@ async fn one_caller_renews_and_an_outage_is_ridden_out() {
     let (good, tenant) = (token(uid, SECRET), Arc::from("acme"));
     let begin = Instant::now();
     known.verify_at(good.as_bytes(), begin).await.unwrap();
-    known.tenant_state_at(&tenant, begin).await.unwrap();
+    known.standing_at(&tenant, begin).await.unwrap();
     let ageing = begin + KEEP * 7 / 8;
     fake.fail(true);
     for _ in 0..3 {
         assert!(known.verify_at(good.as_bytes(), ageing).await.unwrap().is_some());
-        assert!(known.tenant_state_at(&tenant, ageing).await.unwrap().is_some());
+        assert!(known.standing_at(&tenant, ageing).await.unwrap().is_some());
     }
     assert_eq!(fake.asked(), 4, "one renewal of each was tried");
     let old = begin + KEEP;
     let error = known.verify_at(good.as_bytes(), old).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }));
-    assert!(known.tenant_state_at(&tenant, old).await.is_err());
+    assert!(known.standing_at(&tenant, old).await.is_err());
     fake.fail(false);
     assert!(known.verify_at(good.as_bytes(), old).await.unwrap().is_some());
 }
@@ -132,13 +133,16 @@ async fn what_is_forgotten_is_asked_again() {
     let other_token = token(other, SECRET);
     known.verify(other_token.as_bytes()).await.unwrap();
     let tenant = Arc::from("acme");
-    assert_eq!(known.tenant_state(&tenant).await.unwrap(), Some(TenantState::Active));
+    assert_eq!(known.standing(&tenant).await.unwrap().map(|s| s.state), Some(TenantState::Active));
     fake.set_tenant("acme", TenantState::ReadOnly);
-    fake.change(other, |credential| credential.tenant_state = TenantState::ReadOnly);
+    fake.change(other, |credential| credential.standing.state = TenantState::ReadOnly);
     known.forget_tenant("acme");
-    assert_eq!(known.tenant_state(&tenant).await.unwrap(), Some(TenantState::ReadOnly));
+    assert_eq!(
+        known.standing(&tenant).await.unwrap().map(|s| s.state),
+        Some(TenantState::ReadOnly)
+    );
     let verified = known.verify(other_token.as_bytes()).await.unwrap().unwrap();
-    assert_eq!(verified.tenant_state, TenantState::ReadOnly);
+    assert_eq!(verified.standing.state, TenantState::ReadOnly);
 }
 
 /// The directory reads the row, then the token is revoked and forgotten, then the answer arrives.

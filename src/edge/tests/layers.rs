@@ -381,19 +381,19 @@ async fn tenants_that_take_no_calls() {
         async |path: &str| status_of(&edge, request(path, &[("authorization", &bearer)])).await;
     let refused = (Code::FailedPrecondition, "READ_ONLY".to_owned());
 
-    fake.change(uid, |credential| credential.tenant_state = TenantState::ReadOnly);
+    fake.change(uid, |credential| credential.standing.state = TenantState::ReadOnly);
     fake.set_tenant("acme", TenantState::ReadOnly);
     assert_eq!(ask(GET).await.0, Code::Ok);
     assert_eq!(ask(CREATE).await, refused);
     let named = [("authorization", &*system), ("x-casebook-tenant", "acme")];
     assert_eq!(status_of(&edge, request(CREATE, &named)).await, refused);
 
-    fake.change(uid, |credential| credential.tenant_state = TenantState::Suspended);
+    fake.change(uid, |credential| credential.standing.state = TenantState::Suspended);
     edge.authenticator.forget_tenant("acme");
     assert_eq!(ask(GET).await, refused);
     assert_eq!(ask("/casebook.v1.TenantService/WhoAmI").await, refused);
 
-    fake.change(system_uid, |credential| credential.tenant_state = TenantState::Suspended);
+    fake.change(system_uid, |credential| credential.standing.state = TenantState::Suspended);
     edge.authenticator.forget(system_uid);
     assert_eq!(status_of(&edge, request(GET, &named)).await, refused);
 }

@@ -8,7 +8,7 @@ use crate::store::noun::{Live, Noun};
 use crate::store::postgres::{Conn, in_order, read_rows};
 use crate::store::query::{FromRow, Params, Query, Rows};
 use crate::store::request_ledger::{self as ledger, Claimed};
-use crate::store::{live_query, tenant};
+use crate::store::{facts, tenant};
 use crate::{Error, Reason, Result};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tokio_postgres::{Row, Statement};
+use uuid::Uuid;
 
 /// An open transaction of the one writer, in one tenant. Only this file makes one.
 pub struct Tx<'a> {
@@ -72,6 +73,17 @@ impl Tx<'_> {
         let inserted: std::collections::HashSet<_> =
             inserted.into_iter().map(|row| row.uid).collect();
         Ok(rows.iter().map(|row| inserted.contains(&row.meta().uid)).collect())
+    }
+
+    /// Tells those who have been waiting for the ids of new rows.
+    pub async fn resolve<'r, T: Noun>(&self, new: impl Iterator<Item = &'r T>) -> Result<()> {
+        let Some(resolve) = T::facts().resolve else { return Ok(()) };
+        let named: (Vec<String>, Vec<Uuid>) =
+            new.map(|row| (row.id().to_owned(), row.meta().uid)).unzip();
+        if !named.0.is_empty() {
+            self.run(resolve, &named).await?;
+        }
+        Ok(())
     }
 
     /// Writes back rows that were locked before.
@@ -469,9 +481,10 @@ async fn check_preconditions(
     }
     let mut live: HashMap<(&'static str, String), i64> = HashMap::new();
     for (kind, ids) in ids {
-        let query = live_query(kind)
+        let live_rows = facts(kind)
+            .map(|facts| facts.live)
             .ok_or_else(|| Error::internal(format!("no precondition on {kind}")))?;
-        for Live { id, version } in tx.run(query, &(ids,)).await? {
+        for Live { id, version } in tx.run(live_rows, &(ids,)).await? {
             live.insert((kind, id), version);
         }
     }

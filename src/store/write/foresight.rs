@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 /// What changes of one kind write if all of it is new.
 pub struct Foreseen<A> {
@@ -36,17 +37,26 @@ impl<A: Send + 'static> Foreseen<A> {
     }
 }
 
-/// A statement that inserts all of its rows or fails.
+/// A statement that inserts all of its rows or fails, or one that follows such a statement.
 pub struct Insert {
     sql: &'static str,
     columns: Box<dyn Params>,
-    rows: u64,
+    /// How many it must write.
+    rows: Option<u64>,
 }
 
 impl Insert {
-    pub fn of<T: Noun>(rows: &[&T]) -> Self {
+    /// All that new rows of a noun ask for.
+    pub fn all_of<T: Noun>(rows: &[&T]) -> Vec<Self> {
         let columns = Box::new(T::unnest(rows.iter().copied()));
-        Self { sql: T::insert_new().sql(), columns, rows: rows.len() as u64 }
+        let mut all =
+            vec![Self { sql: T::insert_new().sql(), columns, rows: Some(rows.len() as u64) }];
+        if let Some(resolve) = T::facts().resolve {
+            let ids: Vec<String> = rows.iter().map(|row| row.id().to_owned()).collect();
+            let uids: Vec<Uuid> = rows.iter().map(|row| row.meta().uid).collect();
+            all.push(Self { sql: resolve.sql(), columns: Box::new((ids, uids)), rows: None });
+        }
+        all
     }
 }
 
@@ -182,7 +192,11 @@ pub(super) fn plan<'a>(
     groups: &[Group<'a>],
     jobs: &'a [Job],
 ) -> Option<Plan<'a>> {
-    let careful = |job: &Job| job.options.validate_only || !job.options.preconditions.is_empty();
+    let careful = |job: &Job| {
+        job.options.validate_only
+            || !job.options.preconditions.is_empty()
+            || job.caller.strict_references
+    };
     if jobs.iter().any(careful) {
         return None;
     }
@@ -262,7 +276,7 @@ pub(super) async fn fly(
                 },
                 in_order(part.inserts.iter().zip(prepared).map(|(insert, prepared)| async move {
                     let rows = flight.execute(prepared, &insert.columns.as_sql()).await?;
-                    Ok::<_, tokio_postgres::Error>(rows == insert.rows)
+                    Ok::<_, tokio_postgres::Error>(insert.rows.is_none_or(|wanted| wanted == rows))
                 })),
             );
             let set = set?;

@@ -22,6 +22,11 @@ CREATE TABLE casebook.decision (
   subject_id text COLLATE "C" NOT NULL,
   -- SHA-256 of the canonical input_data, hex.
   case_hash text COLLATE "C" NOT NULL,
+  -- Like casebook.search_vector, which costs more than the rest of the row; 64 KiB of reason cannot make it raise.
+  search tsvector GENERATED ALWAYS AS (
+    setweight(to_tsvector('pg_catalog.english'::regconfig, reason), 'A')
+    || setweight(to_tsvector('pg_catalog.simple'::regconfig, final_verdict), 'B')
+    || array_to_tsvector(ARRAY['tenant:' || tenant_id])) STORED,
   PRIMARY KEY (tenant_id, uid)
 );
 CREATE UNIQUE INDEX decision_id ON casebook.decision (tenant_id, id) WHERE delete_time IS NULL;
@@ -37,6 +42,7 @@ CREATE INDEX decision_subject ON casebook.decision (tenant_id, subject_id, decid
 CREATE INDEX decision_confidence ON casebook.decision (tenant_id, avg_confidence, uid) WHERE delete_time IS NULL;
 -- Equality on labels.* and metadata.*
 CREATE INDEX decision_json ON casebook.decision USING gin (labels jsonb_path_ops, metadata jsonb_path_ops);
+CREATE INDEX decision_search ON casebook.decision USING gin (search);
 -- The planner guesses how many rows have a label from a sample of values. With the usual hundred, one of them that
 -- happens to match counts for a hundredth of all rows, and the index is passed over.
 ALTER TABLE casebook.decision ALTER COLUMN labels SET STATISTICS 1000, ALTER COLUMN metadata SET STATISTICS 1000;

@@ -43,6 +43,9 @@ reasons! {
     EtagMismatch = "ETAG_MISMATCH",
     PreconditionFailed = "PRECONDITION_FAILED",
     ReferenceMissing = "REFERENCE_MISSING",
+    OnHold = "ON_HOLD",
+    RetentionFloor = "RETENTION_FLOOR",
+    SearchInvalid = "SEARCH_INVALID",
     ReadOnly = "READ_ONLY",
     SchemaOutdated = "SCHEMA_OUTDATED",
     TokenMissing = "TOKEN_MISSING",
@@ -81,6 +84,9 @@ pub enum Error {
     /// Choose another id, or accept the one that is there. `fields` names what differs, if content was compared.
     #[error("{kind} \"{id}\" already exists{}", differing(.fields))]
     Taken { kind: &'static str, id: String, fields: Vec<String> },
+    /// Change the fields that no two resources share, or accept the one that has them.
+    #[error("another {kind} has the same {}", .fields.join(" and "))]
+    Occupied { kind: &'static str, fields: &'static [&'static str] },
     /// Read again: the resource has changed.
     #[error("{kind} \"{id}\" has changed: its etag is now {current_etag}")]
     Stale { kind: &'static str, id: String, current_etag: String },
@@ -175,6 +181,7 @@ impl Error {
             Self::NotFound { .. } => Reason::NotFound,
             Self::Taken { fields, .. } if fields.is_empty() => Reason::Exists,
             Self::Taken { .. } => Reason::ExistsDifferent,
+            Self::Occupied { .. } => Reason::Exists,
             Self::Stale { .. } => Reason::EtagMismatch,
             Self::Conflict(_) => Reason::SerializationFailure,
             Self::Unavailable { .. } => Reason::BackendUnavailable,

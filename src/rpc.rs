@@ -5,6 +5,8 @@ pub mod admin;
 pub mod api_token;
 pub mod audit;
 pub mod citation;
+pub mod claim;
+pub mod consensus;
 pub mod critic_output;
 pub mod decision;
 pub mod descriptor;
@@ -19,6 +21,7 @@ pub mod resource;
 pub mod status;
 pub mod tenant;
 pub mod token;
+pub mod verification;
 pub mod wire;
 
 use crate::pb;
@@ -88,6 +91,7 @@ pub fn routes(parts: Parts) -> Routes {
     }
     use pb::admin_service_server::AdminServiceServer;
     use pb::audit_service_server::AuditServiceServer;
+    use pb::claim_service_server::ClaimServiceServer;
     use pb::decision_service_server::DecisionServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
@@ -95,6 +99,7 @@ pub fn routes(parts: Parts) -> Routes {
     let health = api.health.clone();
     Routes::default()
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
+        .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
@@ -176,6 +181,17 @@ impl Parts {
             Some(Requirement::AtExactSnapshot(revision)) => {
                 Ok(Some(parse(revision, "consistency.at_exact_snapshot")?))
             }
+        }
+    }
+
+    /// For reads that have no past.
+    async fn now_only(&self, caller: &Caller, consistency: Option<pb::Consistency>) -> Result<()> {
+        match self.read_at(caller, consistency).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid(
+                "consistency.at_exact_snapshot",
+                "is not taken here: list the resources at that revision",
+            )),
         }
     }
 

@@ -6,6 +6,8 @@ pub mod caller;
 pub mod canonical;
 pub mod change;
 pub mod child;
+pub mod claim;
+pub mod consensus;
 pub mod critic_output;
 pub mod decision;
 pub mod filter;
@@ -23,6 +25,7 @@ pub mod request_ledger;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;
+pub mod verification;
 pub mod write;
 
 use crate::telemetry::Metrics;
@@ -41,11 +44,14 @@ use write::{WriteSettings, Writer};
 /// Every noun. Its statements, its listing and the checks that name it follow from its line here.
 pub const NOUNS: &[&Facts] = &[
     &api_token::FACTS,
+    &claim::FACTS,
+    &consensus::FACTS,
     &critic_output::FACTS,
     &decision::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
     &tenant::FACTS,
+    &verification::FACTS,
 ];
 
 /// The statements that belong to no noun.

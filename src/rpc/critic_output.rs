@@ -7,7 +7,7 @@ use crate::Reason;
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::critic_output::{AddCriticOutputs, CriticOutput};
-use crate::store::noun::{Meta, Noun};
+use crate::store::noun::Noun;
 use uuid::Uuid;
 
 const SOURCES_MAX: usize = 100;
@@ -15,7 +15,7 @@ const SOURCES_MAX: usize = 100;
 crate::requests!(@ask AddCriticOutputsRequest -> AddCriticOutputs, |fields, on_conflict, decision_id, critic_outputs| {
     fields.only_fail(on_conflict);
     let decision_id = fields.id("decision_id", decision_id);
-    let rows = fields.batch("critic_outputs", critic_outputs, read_critic_output);
+    let rows = fields.batch("critic_outputs", critic_outputs, |f, one| one.read_part(f));
     fields.no_duplicates(rows.iter().map(|row| row.id.as_str()), |n| {
         format!("critic_outputs[{n}].id")
     });
@@ -24,13 +24,6 @@ crate::requests!(@ask AddCriticOutputsRequest -> AddCriticOutputs, |fields, on_c
 
 crate::requests! { CriticOutput:
     list ListCriticOutputsRequest("create_time" by [("create_time", true)] of "d.decision_id" decision_id in "decision");
-}
-
-/// A critic output to be recorded; the decision is filled in by the store.
-pub fn read_critic_output(fields: &mut Fields, critic_output: pb::CriticOutput) -> CriticOutput {
-    let uid = Uuid::now_v7();
-    let id = fields.new_id("id", critic_output.id.clone(), uid);
-    critic_output.read(fields, New { id, meta: Meta::new(uid) })
 }
 
 impl Resource for pb::CriticOutput {

@@ -1,6 +1,5 @@
 //! DecisionService: checks what callers send, names what the store shall do, and words the answers.
 
-use super::critic_output::read_critic_output;
 use super::resource::{New, Resource, read_new};
 use super::wire::{self, Fields};
 use super::{Answer, Api, citation, json, open, page};
@@ -232,7 +231,7 @@ fn read_with_critics(
     let critic_outputs = fields.within("decision", |f| {
         let given = given.unwrap_or_default();
         let critic_outputs =
-            f.list("critic_outputs", given, CRITIC_OUTPUTS_MAX, read_critic_output);
+            f.list("critic_outputs", given, CRITIC_OUTPUTS_MAX, |f, one| one.read_part(f));
         f.no_duplicates(critic_outputs.iter().map(|row| row.id.as_str()), |n| {
             format!("critic_outputs[{n}].id")
         });

@@ -106,9 +106,11 @@ impl Literal {
             number.filter(|_| text.ends_with(|c: char| c.is_ascii_digit())).map(Value::Float)
         };
         match kind {
-            FieldKind::Text | FieldKind::Labels | FieldKind::Enum { .. } | FieldKind::Uuid => {
-                Ok(Value::Text(text.into()))
-            }
+            FieldKind::Text
+            | FieldKind::Texts
+            | FieldKind::Labels
+            | FieldKind::Enum { .. }
+            | FieldKind::Uuid => Ok(Value::Text(text.into())),
             FieldKind::Int => int().ok_or("an integer of 64 bits is expected"),
             FieldKind::Float => float().ok_or("a number is expected"),
             FieldKind::Bool => boolean.ok_or("true or false is expected"),
@@ -251,6 +253,9 @@ impl<'a> Parser<'a> {
             {
                 keys.push(literal.text.clone());
                 Op::Exists(true)
+            }
+            (Has, Pattern::Exact) if field.kind == FieldKind::Texts => {
+                Op::ContainsAny(vec![value()?])
             }
             (Equals | Has, Pattern::Anything) => Op::Exists(true),
             (_, Pattern::Anything) => Op::Exists(false),

@@ -164,6 +164,8 @@ impl Tree {
             }
             Some(Wire::In(list)) => Op::In(self.values(list, "in")?),
             Some(Wire::NotIn(list)) => Op::NotIn(self.values(list, "not_in")?),
+            Some(Wire::ContainsAny(list)) => Op::ContainsAny(self.values(list, "contains_any")?),
+            Some(Wire::ContainsAll(list)) => Op::ContainsAll(self.values(list, "contains_all")?),
             Some(Wire::Prefix(prefix)) => Op::Prefix(prefix),
             Some(Wire::Exists(wanted)) => Op::Exists(wanted),
         };

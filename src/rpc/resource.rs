@@ -26,6 +26,13 @@ pub trait Resource: Message + Name + Default + From<Self::Row> {
     /// Reads what the caller says about a resource; what the server owns is passed over. Paths are those in the message.
     fn read(self, fields: &mut Fields, new: New) -> Self::Row;
 
+    /// Reads a new resource that is a part of another message, which alone has its id.
+    fn read_part(self, fields: &mut Fields) -> Self::Row {
+        let uid = Uuid::now_v7();
+        let id = fields.new_id("id", self.identity().0.to_owned(), uid);
+        self.read(fields, New { id, meta: Meta::new(uid) })
+    }
+
     /// Its id and its etag.
     fn identity(&self) -> (&str, &str);
 

@@ -59,6 +59,10 @@ impl From<Error> for Status {
                     info.add("fields", fields.join(","));
                 }
             }
+            Error::Occupied { kind, fields } => {
+                resource(&mut details, kind, "", "already exists");
+                info.add("fields", fields.join(","));
+            }
             Error::Stale { kind, id, current_etag } => {
                 resource(&mut details, kind, id, "has changed");
                 info.add("current_etag", current_etag.clone());
@@ -104,7 +108,7 @@ fn code(error: &Error) -> Code {
     match error {
         Error::Invalid { .. } => Code::InvalidArgument,
         Error::NotFound { .. } => Code::NotFound,
-        Error::Taken { .. } => Code::AlreadyExists,
+        Error::Taken { .. } | Error::Occupied { .. } => Code::AlreadyExists,
         Error::Stale { .. } | Error::Conflict(_) => Code::Aborted,
         Error::Refused { .. } => Code::FailedPrecondition,
         Error::Unauthenticated { .. } => Code::Unauthenticated,

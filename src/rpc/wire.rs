@@ -24,6 +24,8 @@ pub const LONG_TEXT_BYTES_MAX: usize = 64 << 10;
 const REQUEST_ID_BYTES_MAX: usize = 64;
 const AUDIT_CONTEXT_BYTES_MAX: usize = 4 << 10;
 const PRECONDITIONS_MAX: usize = 100;
+const TAGS_MAX: usize = 64;
+const TAG_BYTES_MAX: usize = 128;
 const LABELS_MAX: usize = 64;
 const LABEL_KEY_BYTES_MAX: usize = 63;
 const LABEL_VALUE_BYTES_MAX: usize = 255;
@@ -170,6 +172,11 @@ impl Fields {
         value
     }
 
+    /// The id of something that need not be named.
+    pub fn reference(&mut self, field: &str, value: String) -> String {
+        if value.is_empty() { value } else { self.id(field, value) }
+    }
+
     /// An id that the server chooses where it is empty: the uid.
     pub fn new_id(&mut self, field: &str, value: String, uid: Uuid) -> String {
         if value.is_empty() { uid.to_string() } else { self.id(field, value) }
@@ -300,6 +307,24 @@ impl Fields {
         let read_one =
             |(n, item)| self.within(&format!("{field}[{n}]"), |fields| read(fields, item));
         items.into_iter().enumerate().map(read_one).collect()
+    }
+
+    /// A list of texts, each once, as canonical JSON.
+    pub fn texts(
+        &mut self,
+        field: &str,
+        items: Vec<String>,
+        max: usize,
+        read: impl FnMut(&mut Self, String) -> String,
+    ) -> Json {
+        let items = self.list(field, items, max, read);
+        self.no_duplicates(items.iter().map(String::as_str), |n| format!("{field}[{n}]"));
+        json::of_value(&items.into())
+    }
+
+    /// Tags: at most 64 of 1 to 128 bytes, each once.
+    pub fn tags(&mut self, field: &str, tags: Vec<String>) -> Json {
+        self.texts(field, tags, TAGS_MAX, |fields, tag| fields.name("", tag, TAG_BYTES_MAX))
     }
 
     /// The items of a batch: at least one, and no more than is configured.

@@ -101,6 +101,10 @@ pub async fn create_all<'a, T: Noun>(
             }
             let id = row.id().to_owned();
             let Some(mut there) = existing.remove(&id) else {
+                if !T::ALSO_UNIQUE.is_empty() {
+                    refused = Some(Error::Occupied { kind: T::KIND, fields: T::ALSO_UNIQUE });
+                    break;
+                }
                 // Deleted between our insert and our look: the next attempt will find the id free.
                 return Err(Error::Conflict(std::sync::Arc::from(Box::from(
                     "a conflicting row went away",
@@ -109,7 +113,7 @@ pub async fn create_all<'a, T: Noun>(
             let fields = there.differing_fields(&row);
             match on_conflict {
                 OnConflict::Fail => {
-                    refused = Some(Error::Taken { kind: T::KIND, id, fields: Vec::new() });
+                    refused = Some(T::taken(&id));
                 }
                 _ if fields.is_empty() => created.push((there, Placed::Equal)),
                 OnConflict::ReturnIfEqual => {
@@ -145,6 +149,44 @@ pub async fn create_all<'a, T: Noun>(
         }
     }
     Ok(results)
+}
+
+/// Inserts the rows of several changes, of which none may be there, in one statement; for each change what is wrong.
+pub async fn insert_all<T: Noun>(
+    tx: &Tx<'_>,
+    changes: &[(&Caller, Vec<T>)],
+) -> Result<Vec<Option<Error>>> {
+    let rows: Vec<T> = changes.iter().flat_map(|(_, rows)| rows.iter().cloned()).collect();
+    if rows.is_empty() {
+        return Ok(changes.iter().map(|_| None).collect());
+    }
+    let inserted = tx.insert(&rows).await?;
+    let refused: Vec<String> = rows
+        .iter()
+        .zip(&inserted)
+        .filter(|(_, new)| !**new && !T::ALSO_UNIQUE.is_empty())
+        .map(|(row, _)| row.id().to_owned())
+        .collect();
+    let by_id: HashMap<String, T> =
+        if refused.is_empty() { HashMap::new() } else { tx.lock(refused).await? };
+    let mut inserted = inserted.into_iter();
+    let wrong = |row: &T| match T::ALSO_UNIQUE {
+        [] => T::taken(row.id()),
+        _ if by_id.contains_key(row.id()) => T::taken(row.id()),
+        fields => Error::Occupied { kind: T::KIND, fields },
+    };
+    tx.resolve(rows.iter()).await?;
+    let all = changes.iter().map(|(caller, rows)| (*caller, rows.iter().collect())).collect();
+    let dangling = dangling(tx, all).await?;
+    let found = changes.iter().zip(dangling).map(|((_, rows), dangling)| {
+        // All of them are looked at, so that the next change finds its own.
+        let taken = rows
+            .iter()
+            .zip(inserted.by_ref())
+            .fold(None, |taken, (row, new)| taken.or_else(|| (!new).then(|| wrong(row))));
+        taken.or(dangling)
+    });
+    Ok(found.collect())
 }
 
 /// What each change's rows refer to that is not there, if their tenant wants it to be. Looked up after all rows are
@@ -472,7 +514,9 @@ impl<T: Noun> Change for Modify<T> {
     }
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<Option<T>> {
-        Ok(rows_of(entries)?.pop())
+        // Of several versions the last, and of several resources the one that was asked for.
+        let rows: Vec<T> = rows_of(entries)?;
+        Ok(rows.into_iter().rev().find(|row| row.id() == self.id))
     }
 }
 

@@ -85,6 +85,22 @@ impl Moved {
     }
 }
 
+/// Whether each of the given new rows is one of those that are there, whatever id the server gave it. There may be
+/// others, which were added later.
+pub fn are_there<T: Child>(given: &[T], there: &[T]) -> bool {
+    let mut there: Vec<&T> = there.iter().collect();
+    given.iter().all(|given| {
+        let is_it = |row: &&T| {
+            let chosen_by_server = given.id() == given.meta().uid.to_string();
+            (chosen_by_server || row.id() == given.id())
+                && row.parent_id() == given.parent_id()
+                && row.differing_fields(given).iter().all(|field| field == "id")
+        };
+        // Each stands for one.
+        there.iter().position(is_it).map(|n| there.swap_remove(n)).is_some()
+    })
+}
+
 /// Hides the children of one kind with their parents, or brings back those that were hidden with them.
 pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<Moved> {
     let hide: Vec<String> =

@@ -18,7 +18,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 noun! {
-    pub struct Decision in "decision" as decision {
+    pub struct Decision in "decision" as decision
+    awaited ["consensus".decision_id as decision_uid, "precedent".decision_id as decision_uid]
+    {
         pub input_data: Json,
         pub final_verdict: String,
         pub reason: String,
@@ -232,30 +234,18 @@ fn foresee(changes: &[Applied<'_, CreateDecisions>], now: SystemTime) -> Foresee
     }
     let decisions: Vec<&Decision> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
     let mut inserts = Insert::all_of(&decisions);
-    if !critics.is_empty() {
-        inserts.extend(Insert::all_of(&critics.iter().collect::<Vec<_>>()));
-    }
+    inserts.extend(Insert::all_of(&critics.iter().collect::<Vec<_>>()));
     Foreseen { inserts, outcomes }
 }
 
-/// Whether each of the given critic outputs is one of those that are there, whatever id the server gave it. There may be
-/// others, which were added later.
+/// Whether each of the given critic outputs is one of those that are there.
 fn are_there(decision: &Decision, given: &[CriticOutput], there: &[CriticOutput]) -> bool {
-    let mut there: Vec<_> =
-        there.iter().filter(|row| row.decision_uid == decision.meta.uid).collect();
-    given.iter().all(|given| {
-        let is_it = |row: &&CriticOutput| {
-            let mut given = given.clone();
-            given.decision_uid = decision.meta.uid;
-            given.decision_id.clone_from(&decision.id);
-            if given.id == given.meta.uid.to_string() {
-                given.id.clone_from(&row.id);
-            }
-            row.differing_fields(&given).is_empty()
-        };
-        // Each stands for one.
-        there.iter().position(is_it).map(|n| there.swap_remove(n)).is_some()
-    })
+    let of_it = given.iter().cloned().map(|mut critic| {
+        critic.decision_uid = decision.meta.uid;
+        critic.decision_id.clone_from(&decision.id);
+        critic
+    });
+    child::are_there(&of_it.collect::<Vec<_>>(), there)
 }
 
 /// The critic outputs that come with a new decision, as they are recorded.

@@ -51,6 +51,8 @@ pub enum FieldKind {
         names: &'static [(&'static str, i16)],
     },
     Uuid,
+    /// A `jsonb` list of strings: tags.
+    Texts,
     /// A `jsonb` object of strings, named with one key: `labels.<key>`.
     Labels,
     /// A `jsonb` object, named with 1 to 8 keys: `metadata.<key>.<key>`.
@@ -60,7 +62,7 @@ pub enum FieldKind {
 impl Field {
     /// A field that is not null, and sortable unless it is JSON.
     pub const fn new(name: &'static str, column: &'static str, kind: FieldKind) -> Self {
-        let sortable = !matches!(kind, FieldKind::Labels | FieldKind::Json);
+        let sortable = !matches!(kind, FieldKind::Texts | FieldKind::Labels | FieldKind::Json);
         Self { name, column, kind, sortable, nullable: false }
     }
 
@@ -88,7 +90,7 @@ impl Field {
 
     fn wants(&self) -> &'static str {
         match self.kind {
-            FieldKind::Text | FieldKind::Labels => "text",
+            FieldKind::Text | FieldKind::Texts | FieldKind::Labels => "text",
             FieldKind::Int => "an integer",
             FieldKind::Float => "a number",
             FieldKind::Bool => "a boolean",
@@ -106,7 +108,9 @@ impl Field {
             (_, Value::Float(number)) if !number.is_finite() => {
                 return Err(fault(part, "must be a finite number"));
             }
-            (Text | Labels | Json, Value::Text(text)) => Scalar::Text(checked_text(part, text)?),
+            (Text | Texts | Labels | Json, Value::Text(text)) => {
+                Scalar::Text(checked_text(part, text)?)
+            }
             (Int | Json, Value::Int(number)) => Scalar::Int(number),
             (Float, Value::Int(number)) if (-EXACT_INT..=EXACT_INT).contains(&number) => {
                 Scalar::Float(number as f64)
@@ -182,6 +186,10 @@ pub enum Op<V = Value> {
     In(Vec<V>),
     /// Also true where the field is absent.
     NotIn(Vec<V>),
+    /// Lists: one of the values at least is in it. Of nothing: never true.
+    ContainsAny(Vec<V>),
+    /// Lists: every value is in it. Of nothing: true.
+    ContainsAll(Vec<V>),
     /// Text that starts with these bytes.
     Prefix(String),
     /// Present, or absent. A JSON key with the value null is present.
@@ -243,6 +251,8 @@ impl Condition {
             },
             Op::In(values) => Op::In(many("in", values)?),
             Op::NotIn(values) => Op::NotIn(many("not_in", values)?),
+            Op::ContainsAny(values) => Op::ContainsAny(many("contains_any", values)?),
+            Op::ContainsAll(values) => Op::ContainsAll(many("contains_all", values)?),
             Op::Prefix(prefix) => Op::Prefix(checked_text("prefix", prefix)?),
             Op::Exists(wanted) => Op::Exists(wanted),
         };
@@ -253,7 +263,10 @@ impl Condition {
         match &self.op {
             Op::Equals(_) | Op::NotEquals(_) | Op::Prefix(_) => 1,
             Op::Range { gt, gte, lt, lte } => [gt, gte, lt, lte].into_iter().flatten().count(),
-            Op::In(values) | Op::NotIn(values) => values.len(),
+            Op::In(values)
+            | Op::NotIn(values)
+            | Op::ContainsAny(values)
+            | Op::ContainsAll(values) => values.len(),
             Op::Exists(_) => 0,
         }
     }
@@ -261,7 +274,29 @@ impl Condition {
     fn sql(&self, params: &mut Params) -> String {
         match self.field.kind {
             FieldKind::Labels | FieldKind::Json => self.json_sql(params),
+            FieldKind::Texts => self.list_sql(params),
             _ => self.column_sql(params),
+        }
+    }
+
+    /// By `@>` only, which the index on JSON serves.
+    fn list_sql(&self, params: &mut Params) -> String {
+        let column = self.field.column;
+        let mut has = |values: &[Scalar]| {
+            let values: Vec<_> = values.iter().map(json).collect();
+            format!("{column} @> {}::jsonb", params.push(format!("[{}]", values.join(","))))
+        };
+        match &self.op {
+            Op::ContainsAll(values) => has(values),
+            Op::ContainsAny(values) if !values.is_empty() => {
+                let each: Vec<_> =
+                    values.iter().map(|value| has(std::slice::from_ref(value))).collect();
+                format!("({})", each.join(" OR "))
+            }
+            Op::Exists(true) => format!("{column} <> '[]'"),
+            Op::Exists(false) => format!("{column} = '[]'"),
+            // `check_op` lets nothing else through, and of nothing there is none.
+            _ => "FALSE".into(),
         }
     }
 
@@ -297,6 +332,8 @@ impl Condition {
                     None => from,
                 }
             }
+            // For lists only, as `check_op` sees to.
+            Op::ContainsAny(_) | Op::ContainsAll(_) => "FALSE".into(),
             Op::Exists(true) if kind == FieldKind::Text => format!("{column} <> ''"),
             Op::Exists(false) if kind == FieldKind::Text && nullable => {
                 format!("({column} <> '') IS NOT TRUE")
@@ -344,6 +381,8 @@ impl Condition {
             Op::In(values) => path(any_of(values)),
             Op::NotIn(values) => format!("({}) IS NOT TRUE", path(any_of(values))),
             Op::Prefix(prefix) => path(format!(" ? (@ starts with {})", json_text(prefix))),
+            // For lists only, as `check_op` sees to.
+            Op::ContainsAny(_) | Op::ContainsAll(_) => "FALSE".into(),
             Op::Exists(true) => path(String::new()),
             Op::Exists(false) => format!("({}) IS NOT TRUE", path(String::new())),
         }
@@ -476,7 +515,7 @@ impl Params {
             FieldKind::Time => only!(Time),
             FieldKind::Enum { .. } => only!(Enum),
             FieldKind::Uuid => only!(Uuid),
-            FieldKind::Text | FieldKind::Labels | FieldKind::Json => only!(Text),
+            FieldKind::Text | FieldKind::Texts | FieldKind::Labels | FieldKind::Json => only!(Text),
         }
     }
 }
@@ -522,6 +561,15 @@ fn check_op(field: &Field, op: &Op) -> Result<()> {
     use FieldKind::*;
     let name = field.name;
     match op {
+        Op::ContainsAny(_) | Op::ContainsAll(_) if field.kind != Texts => {
+            let op = if matches!(op, Op::ContainsAny(_)) { "contains_any" } else { "contains_all" };
+            Err(fault(op, format!("is not taken by {name}, which is not a list")))
+        }
+        Op::ContainsAny(_) | Op::ContainsAll(_) | Op::Exists(_) => Ok(()),
+        _ if field.kind == Texts => Err(fault(
+            "path",
+            format!("names {name}, a list, which takes contains_any, contains_all and exists"),
+        )),
         Op::Range { gt: None, gte: None, lt: None, lte: None } => {
             Err(fault("range", "must have a bound"))
         }

@@ -94,7 +94,7 @@ fn key_value(kind: FieldKind, text: &str) -> Option<Scalar> {
         FieldKind::Time => Scalar::Time(from_micros(text.parse().ok()?)?),
         FieldKind::Enum { .. } => Scalar::Enum(text.parse().ok()?),
         FieldKind::Uuid => Scalar::Uuid(Uuid::try_parse(text).ok()?),
-        FieldKind::Labels | FieldKind::Json => return None,
+        FieldKind::Texts | FieldKind::Labels | FieldKind::Json => return None,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::canonical::write_string;
 use super::list::Listing;
 use super::query::{Check, FromRow, Query, Rows};
-use crate::Result;
+use crate::{Error, Result};
 use std::any::Any;
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -43,6 +43,14 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     const KIND: &'static str;
     /// Whether ids are unique in the tenant, not just within a parent, so that references can name them.
     const IDS_OF_TENANT: bool = true;
+
+    /// Fields that no two live resources share, beside the id; a conflict that is not the id's is theirs.
+    const ALSO_UNIQUE: &'static [&'static str] = &[];
+
+    /// What to tell the caller whose new row's id is taken.
+    fn taken(id: &str) -> Error {
+        Error::Taken { kind: Self::KIND, id: id.to_owned(), fields: Vec::new() }
+    }
 
     fn id(&self) -> &str;
     fn meta(&self) -> &Meta;

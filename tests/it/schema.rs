@@ -172,7 +172,7 @@ fn disagreement(listing: &Listing, field: &Field, behind: &Behind) -> Option<Str
         FieldKind::Time => &["timestamp with time zone"],
         FieldKind::Enum { .. } => &["smallint"],
         FieldKind::Uuid => &["uuid"],
-        FieldKind::Labels | FieldKind::Json => &["jsonb"],
+        FieldKind::Texts | FieldKind::Labels | FieldKind::Json => &["jsonb"],
     };
     let at = format!("{}: {}", listing.op, field.name);
     if !types.contains(&behind.sql_type.as_str()) {
@@ -284,7 +284,7 @@ async fn a_schema_that_drifted_is_noticed() {
 /// Values that fit a field, two different ones where there are two.
 fn values(kind: FieldKind) -> Vec<Value> {
     match kind {
-        FieldKind::Text | FieldKind::Labels => {
+        FieldKind::Text | FieldKind::Texts | FieldKind::Labels => {
             vec![Value::Text("a".into()), Value::Text("b".into())]
         }
         FieldKind::Json => vec![Value::Int(1), Value::Float(0.5)],
@@ -321,6 +321,10 @@ fn conditions(field: &'static Field) -> Vec<Filter> {
         Op::Range { gt: None, gte: some(&one), lt: None, lte: some(&other) },
         Op::Range { gt: None, gte: None, lt: None, lte: some(&other) },
         Op::Prefix("a".into()),
+        Op::ContainsAny(vec![one.clone(), other.clone()]),
+        Op::ContainsAny(Vec::new()),
+        Op::ContainsAll(vec![one, other]),
+        Op::ContainsAll(Vec::new()),
     ];
     let path: Vec<String> = match field.kind {
         FieldKind::Labels => vec!["k".into()],
@@ -330,6 +334,9 @@ fn conditions(field: &'static Field) -> Vec<Filter> {
     let mut taken = Vec::new();
     for op in ops {
         let refused = match op {
+            Op::Exists(_) => false,
+            Op::ContainsAny(_) | Op::ContainsAll(_) => field.kind != FieldKind::Texts,
+            _ if field.kind == FieldKind::Texts => true,
             Op::Range { .. } => {
                 matches!(field.kind, FieldKind::Bool | FieldKind::Enum { .. } | FieldKind::Uuid)
             }

@@ -48,6 +48,9 @@ pub struct Insert {
 impl Insert {
     /// All that new rows of a noun ask for.
     pub fn all_of<T: Noun>(rows: &[&T]) -> Vec<Self> {
+        if rows.is_empty() {
+            return Vec::new();
+        }
         let columns = Box::new(T::unnest(rows.iter().copied()));
         let mut all =
             vec![Self { sql: T::insert_new().sql(), columns, rows: Some(rows.len() as u64) }];

@@ -1,0 +1,2 @@
+DROP VIEW wall.retention_policy, wall.legal_hold;
+DROP TABLE casebook.retention_policy, casebook.legal_hold;

@@ -1,0 +1,2 @@
+DROP VIEW wall.precedent_reference, wall.precedent;
+DROP TABLE casebook.precedent_reference, casebook.precedent;

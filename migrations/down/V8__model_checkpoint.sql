@@ -1,0 +1,2 @@
+DROP VIEW wall.training_example, wall.model_checkpoint;
+DROP TABLE casebook.training_example, casebook.model_checkpoint;

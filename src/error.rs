@@ -123,6 +123,9 @@ pub enum Error {
     /// Allow more time.
     #[error("the deadline passed{0}")]
     DeadlineExceeded(&'static str),
+    /// The same, of one part of a call.
+    #[error("{at}: {error}")]
+    Within { at: String, error: Box<Error> },
     /// Report it.
     #[error("internal error")]
     Internal(#[source] Cause),
@@ -188,6 +191,7 @@ impl Error {
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::CommitUnknown(_) => Reason::CommitUnknown,
             Self::DeadlineExceeded(_) => Reason::DeadlineExceeded,
+            Self::Within { error, .. } => error.reason(),
             Self::Internal(_) => Reason::Internal,
         }
     }
@@ -197,11 +201,30 @@ impl Error {
         matches!(self, Self::Conflict(_) | Self::Unavailable { .. })
     }
 
+    /// The same error of one part of a call: `operations[3].create_claim`.
+    pub fn at(self, at: &str) -> Self {
+        match self {
+            Self::Invalid { .. } => self.under(at),
+            // About the whole server, whatever the part.
+            Self::Conflict(_)
+            | Self::Unavailable { .. }
+            | Self::ShuttingDown
+            | Self::CommitUnknown(_)
+            | Self::DeadlineExceeded(_)
+            | Self::Internal(_)
+            | Self::Within { .. } => self,
+            _ => Self::Within { at: at.to_owned(), error: Box::new(self) },
+        }
+    }
+
     /// The same error with every field path under `prefix`: `decision.id` becomes `requests[3].decision.id`.
     pub fn under(mut self, prefix: &str) -> Self {
         if let Self::Invalid { violations, .. } = &mut self {
             for violation in violations {
-                violation.field = format!("{prefix}.{}", violation.field);
+                violation.field = match violation.field.as_str() {
+                    "" => prefix.to_owned(),
+                    field => format!("{prefix}.{field}"),
+                };
             }
         }
         self

@@ -21,6 +21,7 @@ pub mod resource;
 pub mod status;
 pub mod tenant;
 pub mod token;
+pub mod transaction;
 pub mod verification;
 pub mod wire;
 
@@ -96,6 +97,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
+    use pb::transaction_service_server::TransactionServiceServer;
     let health = api.health.clone();
     Routes::default()
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
@@ -103,6 +105,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
+        .add_service(limited!(TransactionServiceServer::new(api.clone()), large))
         .add_service(limited!(AdminServiceServer::new(api), small))
         .add_service(limited!(HealthServer::new(health), small))
 }

@@ -25,6 +25,7 @@ pub mod request_ledger;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;
+pub mod transaction;
 pub mod verification;
 pub mod write;
 

@@ -139,7 +139,7 @@ pub fn read_update<R: Resource>(
             None => unknown.push(path),
         }
     }
-    let mut given = Fields::default();
+    let mut given = fields.apart();
     let new = New { id: id.clone(), meta: Meta::new(Uuid::nil()) };
     let row = read_within(&mut given, message, new);
     fields.take_over(given, |field| {

@@ -48,6 +48,13 @@ impl From<Error> for Status {
         if let Some(id) = incident_id {
             info.add("incident_id", id.to_string());
         }
+        let error = match error {
+            Error::Within { at, error } => {
+                info.add("at", at);
+                *error
+            }
+            error => error,
+        };
         match &error {
             Error::Invalid { violations, .. } => {
                 describe_violations(violations, &mut details, &mut info);
@@ -98,6 +105,7 @@ impl From<Error> for Status {
             | Error::ShuttingDown
             | Error::CommitUnknown(_)
             | Error::DeadlineExceeded(_)
+            | Error::Within { .. }
             | Error::Internal(_) => {}
         }
         build(code(&error), error.reason(), message, details, info, headers)
@@ -117,6 +125,7 @@ fn code(error: &Error) -> Code {
         Error::Unavailable { .. } | Error::ShuttingDown => Code::Unavailable,
         Error::CommitUnknown(_) => Code::Unknown,
         Error::DeadlineExceeded(_) => Code::DeadlineExceeded,
+        Error::Within { error, .. } => code(error),
         Error::Internal(_) => Code::Internal,
     }
 }

@@ -58,6 +58,21 @@ impl Fields {
         &self.actor
     }
 
+    /// Fields of the same call, read apart.
+    pub fn apart(&self) -> Self {
+        Self { actor: Arc::clone(&self.actor), made: self.made.clone(), ..Self::default() }
+    }
+
+    /// Where the fields that are read now stand: `operations[3].create_claim`.
+    pub fn place(&self) -> String {
+        self.at.clone()
+    }
+
+    /// Notes the id of what an operation has made, in the order of operations.
+    pub fn has_made(&mut self, id: Option<String>) {
+        self.made.push(id);
+    }
+
     /// Takes over what is wrong with fields that were read apart, as far as it is asked for.
     pub fn take_over(&mut self, other: Self, wanted: impl Fn(&str) -> bool) {
         for (reason, violation) in other.violations {

@@ -285,6 +285,10 @@ impl<T: Noun> Change for Create<T> {
         self.rows.iter().map(T::size_bytes).sum()
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.rows.iter().map(|row| (T::KIND, row.id())).collect()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],
@@ -493,6 +497,10 @@ impl<T: Noun> Change for Modify<T> {
 
     fn size_bytes(&self) -> usize {
         self.size_bytes
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        vec![(T::KIND, &self.id)]
     }
 
     fn apply<'a>(

@@ -158,6 +158,10 @@ impl<T: Parent> Change for Hide<T> {
         0
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.0.about()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

@@ -133,6 +133,14 @@ impl Change for CreateClaims {
             + self.consensuses.iter().flatten().map(Change::size_bytes).sum::<usize>()
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        let verifications = self.verifications.iter().flatten();
+        let verifications = verifications.map(|row| (Verification::KIND, row.id.as_str()));
+        let agreed = self.consensuses.iter().flatten().flat_map(Change::about);
+        let claims = self.claims.iter().map(|row| (Claim::KIND, row.id.as_str()));
+        claims.chain(verifications).chain(agreed).collect()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

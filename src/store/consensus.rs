@@ -133,7 +133,8 @@ pub async fn agree(
     let results = results.into_iter().map(|result| match result {
         Some(result) => Ok(result),
         None => match made.next() {
-            Some((Some(error), (_, _, there))) => Ok(Err((error, there.is_some()))),
+            // The one before has stepped back, or the new one is there and refers to what is not.
+            Some((Some(error), _)) => Ok(Err((error, true))),
             Some((None, (_, rows, there))) => {
                 let row = rows.into_iter().next();
                 let row = row.ok_or_else(|| Error::internal("a consensus without a row"))?;
@@ -172,6 +173,10 @@ impl Change for CreateConsensus {
 
     fn size_bytes(&self) -> usize {
         self.row.size_bytes()
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        vec![(Consensus::KIND, &self.row.id)]
     }
 
     fn apply<'a>(

@@ -73,6 +73,10 @@ impl Change for AddCriticOutputs {
         self.rows.iter().map(CriticOutput::size_bytes).sum()
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.rows.iter().map(|row| (CriticOutput::KIND, row.id.as_str())).collect()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

@@ -131,6 +131,12 @@ impl Change for CreateDecisions {
             + self.critic_outputs.iter().flatten().map(CriticOutput::size_bytes).sum::<usize>()
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        let critics = self.critic_outputs.iter().flatten();
+        let critics = critics.map(|row| (CriticOutput::KIND, row.id.as_str()));
+        self.decisions.iter().map(|row| (Decision::KIND, row.id.as_str())).chain(critics).collect()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

@@ -110,6 +110,10 @@ impl Change for CreateOverride {
         self.row.size_bytes()
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        vec![(Override::KIND, &self.row.id)]
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

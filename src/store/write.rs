@@ -80,6 +80,12 @@ pub trait Change: Send + Sync + Sized + 'static {
     /// About how much it sends to the database.
     fn size_bytes(&self) -> usize;
 
+    /// The kinds and ids of the resources that it makes or changes, in the order of its log entries. The first is the
+    /// one that the rest belong to.
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        Vec::new()
+    }
+
     /// Applies all changes of this kind in one batch and one tenant, in as few statements as there are steps.
     /// The outcomes stand in the order of the changes. An `Err` fails the whole batch.
     fn apply<'a>(
@@ -153,8 +159,7 @@ impl Store {
         options: WriteOptions,
         change: C,
     ) -> Result<(C::Answer, Receipt)> {
-        let mut rows = Vec::with_capacity(1);
-        change.touches(&mut rows);
+        let mut rows = change.keys();
         for Precondition { kind, id, .. } in &options.preconditions {
             rows.push(RowKey::new(&[kind, id]));
         }
@@ -240,7 +245,8 @@ struct Job {
 }
 
 type ErasedAnswer = Box<dyn Any + Send>;
-type Members<'a> = Vec<(&'a dyn Erased, &'a Caller)>;
+/// Changes of one type, and who asks for each.
+type Members<'a> = Vec<(&'a (dyn Any + Send + Sync), &'a Caller)>;
 type ApplyGroup =
     for<'a> fn(&'a Tx<'a>, Members<'a>) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>>;
 
@@ -248,37 +254,48 @@ type Foresee = for<'a> fn(Members<'a>, SystemTime) -> Option<Foreseen<ErasedAnsw
 
 /// How changes of one type are made.
 #[derive(Clone, Copy)]
-struct Kind {
+pub(super) struct Kind {
     apply: ApplyGroup,
     foresee: Option<Foresee>,
 }
 
-/// A [`Change`] whose type the queue need not know.
-trait Erased: Send + Sync {
-    fn as_any(&self) -> &dyn Any;
+impl Kind {
+    /// Tells kinds apart, by the address of the function that applies the type, which is as good as the type.
+    pub(super) fn key(&self) -> usize {
+        self.apply as usize
+    }
+
+    /// Applies changes that are all of this kind.
+    pub(super) fn apply<'a>(
+        &self,
+        tx: &'a Tx<'a>,
+        members: Members<'a>,
+    ) -> BoxFuture<'a, Result<Vec<Outcome<ErasedAnswer>>>> {
+        (self.apply)(tx, members)
+    }
+}
+
+/// A [`Change`] whose type need not be known.
+pub(super) trait AnyChange: Send + Sync {
+    fn as_any(&self) -> &(dyn Any + Send + Sync);
     /// How changes that all have this one's type are made.
     fn kind(&self) -> Kind;
-    fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer>;
-    fn reply(self: Box<Self>, result: Result<(ErasedAnswer, Receipt)>);
+    fn keys(&self) -> Vec<RowKey>;
+    fn bytes(&self) -> usize;
+    fn subjects(&self) -> Vec<(&'static str, &str)>;
 }
 
-struct Waiting<C: Change> {
-    change: C,
-    reply: oneshot::Sender<Result<(C::Answer, Receipt)>>,
-}
-
-impl<C: Change> Erased for Waiting<C> {
-    fn as_any(&self) -> &dyn Any {
-        &self.change
+impl<C: Change> AnyChange for C {
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
     }
 
     fn kind(&self) -> Kind {
-        fn members<'a, C: Change>(jobs: Members<'a>) -> Vec<Applied<'a, C>> {
-            jobs.into_iter()
-                .filter_map(|(job, caller)| {
-                    Some(Applied { change: job.as_any().downcast_ref::<C>()?, caller })
-                })
-                .collect()
+        fn members<'a, C: Change>(members: Members<'a>) -> Vec<Applied<'a, C>> {
+            let members = members.into_iter();
+            let applied = members
+                .filter_map(|(any, caller)| Some(Applied { change: any.downcast_ref()?, caller }));
+            applied.collect()
         }
         fn apply<'a, C: Change>(
             tx: &'a Tx<'a>,
@@ -298,6 +315,38 @@ impl<C: Change> Erased for Waiting<C> {
         }
         let foresee: Option<Foresee> = C::FORESEE.is_some().then_some(foresee::<C>);
         Kind { apply: apply::<C>, foresee }
+    }
+
+    fn keys(&self) -> Vec<RowKey> {
+        let mut keys = Vec::with_capacity(1);
+        self.touches(&mut keys);
+        keys
+    }
+
+    fn bytes(&self) -> usize {
+        self.size_bytes()
+    }
+
+    fn subjects(&self) -> Vec<(&'static str, &str)> {
+        self.about()
+    }
+}
+
+/// A change in the queue whose type the queue need not know.
+trait Erased: Send + Sync {
+    fn change(&self) -> &dyn AnyChange;
+    fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer>;
+    fn reply(self: Box<Self>, result: Result<(ErasedAnswer, Receipt)>);
+}
+
+struct Waiting<C: Change> {
+    change: C,
+    reply: oneshot::Sender<Result<(C::Answer, Receipt)>>,
+}
+
+impl<C: Change> Erased for Waiting<C> {
+    fn change(&self) -> &dyn AnyChange {
+        &self.change
     }
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<ErasedAnswer> {

@@ -29,6 +29,7 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::Internal, "errors::a_fault_of_ours_is_masked_and_has_an_incident_id"),
     (Reason::DeadlineExceeded, "errors::a_call_that_takes_too_long_says_so_and_writes_nothing"),
     (Reason::Unimplemented, "errors::a_method_that_is_not_there_is_unimplemented"),
+    (Reason::ReferenceMissing, "claim::strict_tenants_want_what_is_referred_to"),
 ];
 
 /// Those that need a fault, which fault.rs makes.
@@ -56,6 +57,7 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
 
     let sources = [
         ("batch", include_str!("batch.rs")),
+        ("claim", include_str!("claim.rs")),
         ("decision", include_str!("decision.rs")),
         ("errors", include_str!("errors.rs")),
         ("tenant", include_str!("tenant.rs")),

@@ -322,6 +322,14 @@ impl As {
         pb::policy_service_client::PolicyServiceClient::new(self.wire())
     }
 
+    pub fn claims(&self) -> pb::claim_service_client::ClaimServiceClient<Wire> {
+        pb::claim_service_client::ClaimServiceClient::new(self.wire())
+    }
+
+    pub fn transactions(&self) -> pb::transaction_service_client::TransactionServiceClient<Wire> {
+        pb::transaction_service_client::TransactionServiceClient::new(self.wire())
+    }
+
     pub fn audit(&self) -> pb::audit_service_client::AuditServiceClient<Wire> {
         pb::audit_service_client::AuditServiceClient::new(self.wire())
             .max_decoding_message_size(64 << 20)

@@ -131,12 +131,11 @@ pub(super) struct Group<'a> {
 impl Group<'_> {
     /// The open jobs by kind of change.
     pub fn kinds(&self, jobs: &[Job], progress: &[Progress]) -> Vec<(Kind, Vec<usize>)> {
-        // By address of the function that applies the type, which is as good as the type.
         let mut kinds: BTreeMap<usize, (Kind, Vec<usize>)> = BTreeMap::new();
         for &index in &self.jobs {
             if matches!(progress[index], Progress::Open) {
-                let kind = jobs[index].change.kind();
-                let same = kinds.entry(kind.apply as usize);
+                let kind = jobs[index].change.change().kind();
+                let same = kinds.entry(kind.key());
                 same.or_insert_with(|| (kind, Vec::new())).1.push(index);
             }
         }
@@ -254,9 +253,8 @@ pub(super) async fn attempt(
     for (group, tx) in groups.iter().zip(&tx) {
         for (kind, indexes) in group.kinds(jobs, &progress) {
             runs.push(async move {
-                let changes =
-                    indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
-                Ok::<_, Error>((indexes, (kind.apply)(tx, changes).await?))
+                let changes = members(jobs, &indexes);
+                Ok::<_, Error>((indexes, kind.apply(tx, changes).await?))
             });
         }
     }
@@ -350,6 +348,12 @@ async fn roll_back(conn: Conn) {
     if conn.client().batch_execute("ROLLBACK").await.is_ok() {
         conn.done();
     }
+}
+
+/// The changes of some jobs.
+pub(super) fn members<'a>(jobs: &'a [Job], indexes: &[usize]) -> super::Members<'a> {
+    let member = |&i: &usize| (jobs[i].change.change().as_any(), &jobs[i].caller);
+    indexes.iter().map(member).collect()
 }
 
 fn group_by_tenant(jobs: &[Job]) -> Vec<Group<'_>> {

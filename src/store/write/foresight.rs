@@ -5,7 +5,7 @@
 //! the careful attempt finds out what stood in the way. It saves two round trips in three, and with them the time for
 //! which the tenant's log is locked.
 
-use super::attempt::{Group, Progress, Settlement, Statements, Verdict};
+use super::attempt::{Group, Progress, Settlement, Statements, Verdict, members};
 use super::flight::Flight;
 use super::{ErasedAnswer, Job};
 use crate::store::canonical::to_micros;
@@ -203,7 +203,7 @@ pub(super) fn plan<'a>(
     if jobs.iter().any(careful) {
         return None;
     }
-    if jobs.iter().any(|job| job.change.kind().foresee.is_none()) {
+    if jobs.iter().any(|job| job.change.change().kind().foresee.is_none()) {
         return None;
     }
     let now = foresight.try_now()?;
@@ -212,9 +212,7 @@ pub(super) fn plan<'a>(
     for group in groups {
         let mut inserts = Vec::new();
         for (kind, indexes) in group.kinds(jobs, &progress) {
-            let members =
-                indexes.iter().map(|&i| (jobs[i].change.as_ref(), &jobs[i].caller)).collect();
-            let foreseen = kind.foresee?(members, now)?;
+            let foreseen = kind.foresee?(members(jobs, &indexes), now)?;
             if foreseen.outcomes.len() != indexes.len() {
                 return None;
             }

@@ -1,0 +1,173 @@
+//! Several writes as one: F29, F39, F152, F239, F453, F540, F573.
+
+use crate::claim::{claim, consensus, create_claim, verification};
+use crate::help::*;
+use crate::world::{World, create, decision, request, wrong_fields};
+use casebook::pb;
+use pb::execute_transaction_request::Operation as Item;
+use pb::execute_transaction_request::operation::Operation;
+
+#[path = "transaction/random.rs"]
+mod random;
+
+pub fn execute(operations: Vec<Operation>) -> pb::ExecuteTransactionRequest {
+    let operations = operations.into_iter().map(|one| Item { operation: Some(one) }).collect();
+    pb::ExecuteTransactionRequest { operations, options: None }
+}
+
+fn verify(claim_id: &str, framework: &str) -> Operation {
+    Operation::CreateVerification(pb::CreateVerificationRequest {
+        verification: Some(verification(claim_id, framework, 0.5)),
+        ..Default::default()
+    })
+}
+
+fn agree(claim_id: &str, decision_id: &str) -> Operation {
+    let row = pb::Consensus { decision_id: decision_id.into(), ..consensus(claim_id, "majority") };
+    Operation::CreateConsensus(pb::CreateConsensusRequest {
+        consensus: Some(row),
+        ..Default::default()
+    })
+}
+
+#[tokio::test]
+async fn operations_name_what_those_before_them_made() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let operations = vec![
+        Operation::CreateDecision(create("", decision("ALLOW", 0.5))),
+        Operation::CreateClaim(create_claim("")),
+        verify("$1.id", "empirical"),
+        verify("$1.id", "logical"),
+        agree("$1.id", "$0.id"),
+        Operation::UpdateClaim(pb::UpdateClaimRequest {
+            claim: Some(pb::Claim { id: "$1.id".into(), source: "s".into(), ..Default::default() }),
+            update_mask: mask(&["source"]),
+            options: None,
+        }),
+    ];
+    let mut once = execute(operations);
+    once.options = Some(request("all-at-once"));
+    let made = ok!(who.transactions().execute_transaction(once.clone()));
+    let kinds: Vec<_> = made.results.iter().map(|one| (one.kind(), one.version)).collect();
+    use pb::ResourceKind::{Claim, Consensus, Decision, Verification};
+    let expected = [
+        (Decision, 1),
+        (Claim, 1),
+        (Verification, 1),
+        (Verification, 1),
+        (Consensus, 1),
+        (Claim, 2),
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(made.receipt.as_ref().unwrap().audit_seq, 6);
+    let claim_id = made.results[1].id.clone();
+    let summary = pb::GetClaimSummaryRequest { claim_id: claim_id.clone(), consistency: None };
+    let summary = ok!(who.claims().get_claim_summary(summary));
+    assert_eq!((summary.claim.unwrap().source.as_str(), summary.verification_count), ("s", 2));
+    assert_eq!(summary.consensus.unwrap().decision_id, made.results[0].id);
+    let again = ok!(who.transactions().execute_transaction(once));
+    assert!(again.receipt.unwrap().replayed);
+    assert_eq!((again.results, head(&who).await), (made.results, 6));
+    world.close().await;
+}
+
+#[tokio::test]
+async fn one_refusal_takes_back_everything_and_names_its_operation() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.transactions();
+    ok!(who.claims().create_claim(create_claim("taken")));
+    for (last, code, reason, at) in [
+        (
+            Operation::CreateClaim(create_claim("taken")),
+            tonic::Code::AlreadyExists,
+            "EXISTS",
+            "operations[2].create_claim",
+        ),
+        (
+            Operation::DeleteClaim(pb::DeleteClaimRequest {
+                claim_id: "nowhere".into(),
+                ..Default::default()
+            }),
+            tonic::Code::NotFound,
+            "NOT_FOUND",
+            "operations[2].delete_claim",
+        ),
+    ] {
+        let operations =
+            vec![Operation::CreateClaim(create_claim("new")), verify("new", "empirical"), last];
+        let status = client.execute_transaction(execute(operations)).await.unwrap_err();
+        assert_eq!((status.code(), crate::world::reason(&status).as_str()), (code, reason));
+        assert_eq!(info(&status)["at"], at, "{status:?}");
+        assert!(status.message().starts_with(at), "{status:?}");
+    }
+    let get = pb::GetClaimRequest { claim_id: "new".into(), ..Default::default() };
+    fails!(who.claims().get_claim(get), NotFound, "NOT_FOUND");
+    let wrong = vec![
+        Operation::CreateClaim(create_claim("a")),
+        verify("$1.id", ""),
+        verify("$7.id", "x"),
+        verify("$0.name", "x"),
+        Operation::CreateClaim(pb::CreateClaimRequest {
+            claim: Some(claim("")),
+            options: Some(request("mine")),
+            ..Default::default()
+        }),
+    ];
+    let status =
+        fails!(client.execute_transaction(execute(wrong)), InvalidArgument, "FIELD_INVALID");
+    let fields = [
+        "operations[1].create_verification.verification.claim_id",
+        "operations[1].create_verification.verification.framework",
+        "operations[2].create_verification.verification.claim_id",
+        "operations[3].create_verification.verification.claim_id",
+        "operations[4].create_claim.options",
+        "operations[4].create_claim.claim.content",
+    ];
+    assert_eq!(wrong_fields(&status), fields);
+    fails!(client.execute_transaction(execute(Vec::new())), InvalidArgument, "FIELD_INVALID");
+    let none =
+        pb::ExecuteTransactionRequest { operations: vec![Item { operation: None }], options: None };
+    let status = fails!(client.execute_transaction(none), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["operations[0]"]);
+    let twice = |id: &str| {
+        Operation::DeleteClaim(pb::DeleteClaimRequest { claim_id: id.into(), ..Default::default() })
+    };
+    let operations =
+        vec![twice("taken"), Operation::CreateClaim(create_claim("taken")), twice("taken")];
+    let status =
+        fails!(client.execute_transaction(execute(operations)), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["operations[2].delete_claim"]);
+    assert_eq!(head(&who).await, 1);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn preconditions_and_rehearsals_cover_the_whole() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.transactions();
+    let mut rehearsal =
+        execute(vec![Operation::CreateClaim(create_claim("c")), verify("$0.id", "empirical")]);
+    rehearsal.options = Some(pb::WriteOptions { validate_only: true, ..Default::default() });
+    assert_eq!(ok!(client.execute_transaction(rehearsal.clone())).receipt, None);
+    assert_eq!(head(&who).await, 0);
+    let claim =
+        pb::ResourceRef { kind: pb::ResourceKind::Claim.into(), id: "c".into(), version: 0 };
+    let absent = pb::Precondition { check: Some(pb::precondition::Check::MustNotExist(claim)) };
+    rehearsal.options =
+        Some(pb::WriteOptions { preconditions: vec![absent], ..Default::default() });
+    ok!(client.execute_transaction(rehearsal.clone()));
+    fails!(client.execute_transaction(rehearsal), FailedPrecondition, "PRECONDITION_FAILED");
+    // One on_conflict for all that create; what must not be replaced refuses it.
+    let mut replacing = execute(vec![
+        Operation::CreateClaim(create_claim("c")),
+        Operation::CreateDecision(create("d", decision("ALLOW", 0.5))),
+    ]);
+    let replace = pb::OnConflict::Replace.into();
+    replacing.options = Some(pb::WriteOptions { on_conflict: replace, ..Default::default() });
+    let status = fails!(client.execute_transaction(replacing), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["operations[1].create_decision.options.on_conflict"]);
+    world.close().await;
+}

@@ -133,6 +133,58 @@ CREATE INDEX log_time ON casebook.log USING brin (time);
 CREATE TABLE casebook.log_default PARTITION OF casebook.log DEFAULT;
 CALL casebook.build_wall('casebook.log', 'SELECT, INSERT');
 
+-- Up to which number each tenant's log is archived.
+CREATE TABLE casebook.audit_archive (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  seq bigint NOT NULL,
+  PRIMARY KEY (tenant_id)
+);
+CALL casebook.build_wall('casebook.audit_archive', 'SELECT');
+
+-- Erases the detail of the tenant's entries after the number archived last, up to another, and notes that one; returns
+-- how many entries there were, or none if the number archived last is no longer `after`. It can only erase, and nothing
+-- of the last 24 hours, which answers to repeated requests are made from: whatever it is called with, the leaves stay.
+--
+-- A version's document goes with the version after it, so that every moment after `upto` can still be read.
+CREATE FUNCTION wall.archive_log(after bigint, upto bigint) RETURNS SETOF bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+  tenant text := NULLIF(pg_catalog.current_setting('casebook.tenant', true), '');
+  archived bigint;
+  counted bigint;
+BEGIN
+  IF tenant IS NULL THEN
+    RAISE EXCEPTION 'no tenant is set';
+  END IF;
+  INSERT INTO casebook.audit_archive AS a (tenant_id, seq) VALUES (tenant, 0)
+  ON CONFLICT (tenant_id) DO UPDATE SET seq = a.seq RETURNING a.seq INTO archived;
+  IF archived <> after OR upto <= after THEN
+    RETURN;
+  END IF;
+  IF EXISTS (SELECT FROM casebook.log AS l WHERE l.tenant_id = tenant AND l.seq > after AND l.seq <= upto
+             AND l.time > pg_catalog.now() - pg_catalog.make_interval(hours => 24)) THEN
+    RAISE EXCEPTION 'entries of the last 24 hours cannot be archived';
+  END IF;
+  UPDATE casebook.log AS before SET document = NULL, salt = ''
+  FROM casebook.log AS next
+  WHERE next.tenant_id = tenant AND next.seq > after AND next.seq <= upto AND next.version > 1
+    AND before.tenant_id = tenant AND before.kind = next.kind AND before.id = next.id AND before.uid = next.uid
+    AND before.version = next.version - 1 AND before.seq < next.seq;
+  UPDATE casebook.log AS l SET principal = '', actor = '', ip_address = '', user_agent = '', request_id = '',
+    trace_id = '', context = NULL,
+    document = CASE WHEN l.kind = 'event' THEN NULL ELSE l.document END,
+    salt = CASE WHEN l.kind = 'event' THEN '' ELSE l.salt END
+  -- What says where the others are stays whole.
+  WHERE l.tenant_id = tenant AND l.seq > after AND l.seq <= upto AND l.kind <> 'audit_segment';
+  SELECT pg_catalog.count(*) INTO counted FROM casebook.log AS l
+  WHERE l.tenant_id = tenant AND l.seq > after AND l.seq <= upto;
+  UPDATE casebook.audit_archive AS a SET seq = upto WHERE a.tenant_id = tenant;
+  RETURN NEXT counted;
+END
+$$;
+REVOKE ALL ON FUNCTION wall.archive_log(bigint, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.archive_log(bigint, bigint) TO casebook_app;
+
 -- Makes the partitions of this month and the next three. The server calls it at start and daily.
 CREATE FUNCTION wall.ensure_log_partitions() RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$

@@ -68,7 +68,15 @@ impl Config {
 
         settle_databases(&env, &mut layers);
         derive(&mut layers);
-        let config = Self::read(layers)?;
+        let mut config = Self::read(layers)?;
+        if config.audit_keep_min_days < AUDIT_KEEP_DAYS {
+            config.warnings.push(format!(
+                "audit_keep_min_days = {} ({}) is less than the six months ({AUDIT_KEEP_DAYS} days) for which the EU \
+                 AI Act has logs kept.",
+                config.audit_keep_min_days,
+                config.said("audit_keep_min_days"),
+            ));
+        }
         let problems = config.contradictions();
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }
@@ -197,6 +205,9 @@ fn derive(layers: &mut Layers) {
 pub fn worker_threads_default() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2).max(1)
 }
+
+/// Articles 19 and 26(6): at least six months.
+const AUDIT_KEEP_DAYS: u64 = 183;
 
 /// What the commands that call a server need to know.
 #[derive(Clone, Debug, PartialEq, Eq)]

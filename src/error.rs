@@ -35,6 +35,7 @@ reasons! {
     FieldImmutable = "FIELD_IMMUTABLE",
     PageTokenMismatch = "PAGE_TOKEN_MISMATCH",
     BadRevision = "BAD_REVISION",
+    RevisionExpired = "REVISION_EXPIRED",
     RequestIdReused = "REQUEST_ID_REUSED",
     DuplicateInBatch = "DUPLICATE_IN_BATCH",
     Exists = "EXISTS",
@@ -62,6 +63,7 @@ reasons! {
     DeadlineExceeded = "DEADLINE_EXCEEDED",
     Unimplemented = "UNIMPLEMENTED",
     ShuttingDown = "SHUTTING_DOWN",
+    NotConfigured = "NOT_CONFIGURED",
 }
 
 /// One field of a request that is wrong, and how.
@@ -81,6 +83,9 @@ pub enum Error {
     /// Look elsewhere: the caller's tenant has no such resource. Another tenant's resource reads the same.
     #[error("{kind} \"{id}\" not found")]
     NotFound { kind: &'static str, id: String },
+    /// Look in the archive: what is asked for lies before what the database still holds.
+    #[error("{0}")]
+    Expired(String),
     /// Choose another id, or accept the one that is there. `fields` names what differs, if content was compared.
     #[error("{kind} \"{id}\" already exists{}", differing(.fields))]
     Taken { kind: &'static str, id: String, fields: Vec<String> },
@@ -165,6 +170,11 @@ impl Error {
         Self::NotFound { kind, id: id.into() }
     }
 
+    /// A version whose content the database no longer holds.
+    pub fn archived(kind: &str, id: &str, version: i64) -> Self {
+        Self::Expired(format!("version {version} of {kind} \"{id}\" is archived"))
+    }
+
     pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(Cause::from(cause.into()))
     }
@@ -182,6 +192,7 @@ impl Error {
             | Self::Forbidden { reason, .. }
             | Self::Exhausted { reason, .. } => *reason,
             Self::NotFound { .. } => Reason::NotFound,
+            Self::Expired(_) => Reason::RevisionExpired,
             Self::Taken { fields, .. } if fields.is_empty() => Reason::Exists,
             Self::Taken { .. } => Reason::ExistsDifferent,
             Self::Occupied { .. } => Reason::Exists,

@@ -27,6 +27,7 @@ pub mod wire;
 
 use crate::pb;
 use crate::store::Store;
+use crate::store::archive::Place;
 use crate::store::caller::Caller;
 use crate::store::filter::{Field, Filter};
 use crate::store::list::{ListQuery, Listing};
@@ -40,8 +41,9 @@ use page::{Binding, Page, Pager};
 use prost::Message;
 use resource::Ask;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use token::TokenKey;
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -66,6 +68,12 @@ pub struct Parts {
     pub page_sizes: page::Sizes,
     /// Items of one batch.
     pub batch_max: usize,
+    /// Exports of the audit log that may be under way at once.
+    pub exports: Arc<Semaphore>,
+    /// Where the audit log is archived; nowhere if unset.
+    pub audit_place: Option<Place>,
+    /// How long the detail of audit entries is kept whatever is asked.
+    pub audit_keep_min: Duration,
 }
 
 /// What the door may have remembered and must not believe any more.
@@ -276,13 +284,13 @@ impl Parts {
 }
 
 impl Parts {
-    /// The versions of a live resource, newest first, each with its log entry.
+    /// The versions of a live resource, newest first, each with its log entry; an archived one only with that.
     async fn revisions<T: Noun, M: Paged>(
         &self,
         caller: &Caller,
         request: &mut M,
         id: &str,
-    ) -> Result<(Vec<(LogRow, T)>, Option<pb::PageInfo>)> {
+    ) -> Result<(Vec<(LogRow, Option<T>)>, Option<pb::PageInfo>)> {
         if request.page_mut().as_ref().is_some_and(|page| !page.order_by.is_empty()) {
             return Err(Error::invalid(
                 "page.order_by",
@@ -296,10 +304,9 @@ impl Parts {
         let (entries, page) = self.list::<LogRow>(caller, &lister, selection).await?;
         let versions = entries
             .into_iter()
-            // An erased document has no version to show.
-            .filter_map(|entry| {
-                let row = T::from_document(entry.document.as_deref()?);
-                Some(row.map(|row| (entry, row)))
+            .map(|entry| {
+                let row = entry.document.as_deref().map(T::from_document).transpose()?;
+                Ok((entry, row))
             })
             .collect::<Result<_>>()?;
         Ok((versions, page))

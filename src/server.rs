@@ -12,6 +12,7 @@ use crate::pb;
 use crate::rpc::health::HealthState;
 use crate::rpc::token::TokenKey;
 use crate::rpc::{self, Forget, Parts, access};
+use crate::store::archive::Place;
 use crate::store::backend::RetrySettings;
 use crate::store::caller::{Caller, Roles, SYSTEM_TENANT};
 use crate::store::migrate::Migrator;
@@ -310,6 +311,7 @@ impl Server {
             deadline: DeadlineLimits {
                 default: Duration::from_millis(config.deadline_default_ms),
                 max: Duration::from_millis(config.deadline_max_ms),
+                stream_max: Duration::from_millis(config.stream_deadline_max_ms),
             },
         };
         let tokens = authenticator;
@@ -333,6 +335,9 @@ impl Server {
                 token_life: Duration::from_millis(config.page_token_lifetime_ms),
             },
             batch_max: config.batch_max,
+            exports: Arc::new(Semaphore::new(config.export_streams_max)),
+            audit_place: config.audit_archive_dir.clone().map(Place),
+            audit_keep_min: audit_keep_min(&config),
         });
         // With the types of error details, so that a client without our files can show them.
         let reflection = tonic_reflection::server::Builder::configure()
@@ -425,6 +430,14 @@ impl Server {
             Err(error) => Err(Error::internal(error)),
         }
     }
+}
+
+/// How long audit entries are kept whole: at least while page tokens and repeated requests are answered from them.
+fn audit_keep_min(config: &Config) -> Duration {
+    let day_ms = 24 * 3600 * 1000;
+    let days_ms = config.audit_keep_min_days.saturating_mul(day_ms);
+    let others = config.request_id_retention_ms.max(config.page_token_lifetime_ms).max(day_ms);
+    Duration::from_millis(days_ms.max(others))
 }
 
 async fn wait(mut signal: watch::Receiver<bool>) {

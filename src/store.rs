@@ -1,6 +1,7 @@
 //! Nouns, SQL and invariants: everything that is known about PostgreSQL is known below here.
 
 pub mod api_token;
+pub mod archive;
 pub mod backend;
 pub mod caller;
 pub mod canonical;
@@ -10,6 +11,8 @@ pub mod claim;
 pub mod consensus;
 pub mod critic_output;
 pub mod decision;
+pub mod event;
+pub mod export;
 pub mod filter;
 pub mod list;
 pub mod log;
@@ -56,8 +59,15 @@ pub const NOUNS: &[&Facts] = &[
 ];
 
 /// The statements that belong to no noun.
-const OTHER_QUERIES: &[&[&dyn Check]] =
-    &[log::QUERIES, log::ROW_QUERIES, request_ledger::QUERIES, snapshot::QUERIES, status::QUERIES];
+const OTHER_QUERIES: &[&[&dyn Check]] = &[
+    archive::QUERIES,
+    export::QUERIES,
+    log::QUERIES,
+    log::ROW_QUERIES,
+    request_ledger::QUERIES,
+    snapshot::QUERIES,
+    status::QUERIES,
+];
 
 /// Every statement of the service, for the test that prepares them all against the migrated schema.
 pub fn queries() -> impl Iterator<Item = &'static dyn Check> {
@@ -178,6 +188,7 @@ impl Store {
                     if params.2 > snapshot.head().await? {
                         return Err(snapshot::in_the_future());
                     }
+                    snapshot.reaches_back(params.2).await?;
                     let rows = snapshot.all(&log::AS_OF, &*params).await?;
                     snapshot.end(rows).await
                 })

@@ -7,7 +7,7 @@ use super::settings::{Config, Group, SETTINGS};
 pub struct Limit {
     pub name: &'static str,
     pub value: i64,
-    /// `bytes`, `ms`, `percent` or `count`.
+    /// `bytes`, `ms`, `days`, `percent` or `count`.
     pub unit: &'static str,
     pub description: &'static str,
     /// Whether the configuration can change it.
@@ -54,7 +54,7 @@ impl Config {
                 name: setting.name,
                 value: self.number(setting.name)?,
                 unit: match setting.unit {
-                    unit @ ("bytes" | "ms" | "percent") => unit,
+                    unit @ ("bytes" | "ms" | "days" | "percent") => unit,
                     _ => "count",
                 },
                 description: setting.consequence,

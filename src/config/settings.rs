@@ -244,6 +244,8 @@ settings! {
             "The tenant of calls without x-casebook-tenant when auth is none.";
         token_key: Option<Key> = derived("made and kept by the server"), Kind::Key, "base64",
             "Signs page and revision tokens; replicas need the same one, and changing it voids them all.";
+        audit_archive_dir: Option<PathBuf> = derived("unset: nothing can be archived"), Kind::Path, "path",
+            "The directory that archived audit entries are written to before their detail is erased; back it up.";
         log_format: LogFormat = derived("pretty when standard error is a terminal, else json"),
             Kind::Choice(&["pretty", "json"]), "choice",
             "How log lines look: pretty for people, json for collectors.";
@@ -309,6 +311,12 @@ settings! {
             "How long a call without a deadline may take.";
         deadline_max_ms: u64 = n(60 * SECOND), number(1, HOUR), "ms",
             "The longest deadline of a unary call; a longer one is lowered to it.";
+        stream_deadline_max_ms: u64 = n(HOUR), number(SECOND, 24 * HOUR), "ms",
+            "How long a stream may take, if its caller does not ask for less.";
+        export_streams_max: usize = n(8), number(1, 10_000), "streams",
+            "How many exports of the audit log run at once; more are answered RESOURCE_EXHAUSTED at once.";
+        audit_keep_min_days: u64 = n(183), number(1, 36_500), "days",
+            "How old an audit entry must be before it can be archived; laws may ask for more (EU AI Act: six months).";
         statement_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
             "How long one SQL statement may run before PostgreSQL cancels it.";
         requests_in_flight_max: usize = n(4096), number(1, 1_000_000), "requests",

@@ -27,6 +27,8 @@ pub struct DeadlineLimits {
     pub default: Duration,
     /// A call that asks for more gets this.
     pub max: Duration,
+    /// The same for what answers with a stream, and also for one that names no deadline.
+    pub stream_max: Duration,
 }
 
 /// When a call has to end.
@@ -34,7 +36,7 @@ pub struct DeadlineLimits {
 pub struct Limit {
     /// What the store holds itself to.
     pub deadline: Instant,
-    /// When the call is cut.
+    /// When the call is cut. A stream is cut only until it begins: what it then does, it ends by itself.
     pub cut: Instant,
 }
 
@@ -50,6 +52,16 @@ impl DeadlineLimits {
         // A client's timeout can be longer than an instant can count.
         let theirs = arrived.checked_add(ours).unwrap_or(deadline + GRACE);
         Ok(Limit { deadline, cut: theirs.min(deadline + GRACE) })
+    }
+
+    /// The limit of a call of that method: what takes long by nature is a stream.
+    fn limit_of(&self, arrival: &Arrival, headers: &HeaderMap) -> Result<Limit> {
+        let limit = self.limit(headers, arrival.at)?;
+        if !arrival.method.is_some_and(|method| method.is_stream) {
+            return Ok(limit);
+        }
+        let long = Self { default: self.stream_max, max: self.stream_max, ..*self };
+        Ok(Limit { deadline: long.limit(headers, arrival.at)?.deadline, ..limit })
     }
 }
 
@@ -124,11 +136,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let arrived = match request.extensions().get::<Arrival>() {
-            Some(arrival) => arrival.at,
-            None => Instant::now(),
-        };
-        let limit = match self.limits.limit(request.headers(), arrived) {
+        let arrival = Arrival::of(request.extensions(), request.uri().path());
+        let limit = match self.limits.limit_of(&arrival, request.headers()) {
             Ok(limit) if limit.deadline > Instant::now() => limit,
             Ok(_) => {
                 let late = Error::DeadlineExceeded(" before the call began");
@@ -154,8 +163,11 @@ fn cut<E>(answer: Result<Answer<E>, Elapsed>) -> Answer<E> {
 mod tests {
     use super::*;
 
-    const LIMITS: DeadlineLimits =
-        DeadlineLimits { default: Duration::from_secs(10), max: Duration::from_secs(60) };
+    const LIMITS: DeadlineLimits = DeadlineLimits {
+        default: Duration::from_secs(10),
+        max: Duration::from_secs(60),
+        stream_max: Duration::from_secs(3600),
+    };
 
     #[test]
     fn the_deadline_is_clamped() {
@@ -174,6 +186,33 @@ mod tests {
         assert_eq!(of("99999999H"), Limit { deadline: after(60), cut: after(62) });
         assert_eq!(of("0n"), Limit { deadline: now, cut: now });
         assert_eq!(of("10m").deadline, now + Duration::from_millis(9));
+    }
+
+    #[test]
+    fn a_stream_may_take_longer_and_begins_as_soon_as_any_call() {
+        let at = Instant::now();
+        let of = |path: &str, timeout: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(timeout) = timeout {
+                headers.insert(&HEADER, timeout.parse().unwrap());
+            }
+            let arrival = Arrival {
+                at,
+                method: crate::rpc::access::find(path),
+                trace_id: Default::default(),
+            };
+            let limit = LIMITS.limit_of(&arrival, &headers).unwrap();
+            (limit.deadline - at, limit.cut - at)
+        };
+        let secs = Duration::from_secs;
+        let (get, export) =
+            ("/casebook.v1.AuditService/GetAuditEntry", "/casebook.v1.AuditService/ExportAudit");
+        assert_eq!(of(get, None), (secs(10), secs(12)));
+        assert_eq!(of(export, None), (secs(3600), secs(12)));
+        assert_eq!(of(export, Some("99999999H")), (secs(3600), secs(62)));
+        let asked = secs(600) - MARGIN_MAX;
+        assert_eq!(of(get, Some("600S")).0, secs(60));
+        assert_eq!(of(export, Some("600S")), (asked, secs(62)));
     }
 
     #[test]

@@ -110,8 +110,11 @@ fn standing(state: TenantState) -> Standing {
     Standing { state, strict_references: false }
 }
 
-pub const LIMITS: DeadlineLimits =
-    DeadlineLimits { default: Duration::from_secs(10), max: Duration::from_secs(60) };
+pub const LIMITS: DeadlineLimits = DeadlineLimits {
+    default: Duration::from_secs(10),
+    max: Duration::from_secs(60),
+    stream_max: Duration::from_secs(60),
+};
 
 fn edge_as(mode: AuthMode, fake: &FakeDirectory) -> Edge {
     let names = access::methods().iter().map(Method::name);

@@ -44,6 +44,8 @@ pub struct Method {
     pub index: usize,
     /// None means nobody has decided who may call it, so nobody may.
     pub rule: Option<Rule>,
+    /// It answers with a stream.
+    pub is_stream: bool,
 }
 
 impl Method {
@@ -228,6 +230,9 @@ const RULES: &[(&str, Rule)] = &[
 
     ("/casebook.v1.AuditService/ListAuditEntries", AUDIT),
     ("/casebook.v1.AuditService/GetAuditEntry", AUDIT),
+    ("/casebook.v1.AuditService/LogEvent", WRITE),
+    ("/casebook.v1.AuditService/ExportAudit", AUDIT),
+    ("/casebook.v1.AuditService/ArchiveAuditEntries", ADMIN_WRITE),
 
     ("/casebook.v1.TenantService/CreateTenant", SYSTEM_WRITE),
     ("/casebook.v1.TenantService/ListTenants", SYSTEM_READ),
@@ -250,16 +255,20 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 static METHODS: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let ruled = RULES.iter().map(|(path, rule)| (*path, Some(*rule)));
-    let unruled = described_paths()
-        .into_iter()
-        .filter(|path| !RULES.iter().any(|(ruled, _)| ruled == path))
+    let described = described_paths();
+    let ruled = RULES.iter().map(|(path, rule)| {
+        let is_stream = described.iter().any(|(known, streams)| *streams && known == path);
+        (*path, Some(*rule), is_stream)
+    });
+    let unruled = described
+        .iter()
+        .filter(|(path, _)| !RULES.iter().any(|(ruled, _)| ruled == path))
         // Leaked once per process, and only while a rule is missing.
-        .map(|path| (&*path.leak(), None));
+        .map(|(path, is_stream)| (&*path.clone().leak(), None, *is_stream));
     ruled
         .chain(unruled)
         .enumerate()
-        .map(|(index, (path, rule))| Method { path, index, rule })
+        .map(|(index, (path, rule, is_stream))| Method { path, index, rule, is_stream })
         .collect()
 });
 
@@ -288,14 +297,16 @@ pub fn services() -> Vec<&'static str> {
     names
 }
 
-fn described_paths() -> Vec<String> {
+/// The methods in `proto/`, and whether each answers with a stream.
+fn described_paths() -> Vec<(String, bool)> {
     // The build wrote these bytes; were they damaged, every method without a rule would merely be unknown.
     let files = prost_types::FileDescriptorSet::decode(pb::DESCRIPTOR_SET).unwrap_or_default();
     let mut paths = Vec::new();
     for file in &files.file {
         for service in &file.service {
             for method in &service.method {
-                paths.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                paths.push((path, method.server_streaming()));
             }
         }
     }
@@ -329,6 +340,10 @@ mod tests {
         assert!(of_nothing.is_empty(), "rules for no method: {of_nothing:?}");
         assert_eq!(methods().len(), RULES.len());
         assert_eq!(described_paths().len(), described.len());
+        let is_stream = |path: &str| find(path).unwrap().is_stream;
+        assert!(is_stream("/casebook.v1.AuditService/ExportAudit"));
+        assert!(is_stream("/grpc.health.v1.Health/Watch"));
+        assert!(!is_stream("/casebook.v1.AuditService/ListAuditEntries"));
     }
 
     #[test]
@@ -392,7 +407,8 @@ mod tests {
 
     #[test]
     fn a_method_without_a_rule_is_for_nobody() {
-        let method = Method { path: "/casebook.v1.New/Method", index: 0, rule: None };
+        let method =
+            Method { path: "/casebook.v1.New/Method", index: 0, rule: None, is_stream: false };
         let error = method.allow(Roles::ALL, true, TenantState::Active).unwrap_err();
         assert_eq!(error.reason(), Reason::RoleMissing);
         assert!(error.to_string().contains("casebook.v1.New/Method"), "{error}");

@@ -95,7 +95,7 @@ impl pb::decision_service_server::DecisionService for Api {
         let revisions = rows
             .into_iter()
             .map(|(entry, row)| pb::list_decision_revisions_response::Revision {
-                decision: Some(row.into()),
+                decision: row.map(Into::into),
                 action: entry.action,
                 audit_seq: entry.seq,
             })

@@ -71,6 +71,12 @@ impl HealthState {
         self.state.send_modify(|state| state.is_closed = true);
     }
 
+    /// Completes when streams are to end.
+    pub async fn closed(&self) {
+        // A sender that is gone has nothing more to say: the same as its signal.
+        let _ = self.state.subscribe().wait_for(|state| state.is_closed).await;
+    }
+
     pub fn is_ready(&self) -> bool {
         self.state.borrow().not_ready.is_none()
     }

@@ -100,6 +100,7 @@ impl From<Error> for Status {
                 info.add("backend", (*backend).to_owned());
             }
             Error::Exhausted { retry_after: None, .. }
+            | Error::Expired(_)
             | Error::Unauthenticated { .. }
             | Error::Forbidden { .. }
             | Error::ShuttingDown
@@ -116,6 +117,7 @@ fn code(error: &Error) -> Code {
     match error {
         Error::Invalid { .. } => Code::InvalidArgument,
         Error::NotFound { .. } => Code::NotFound,
+        Error::Expired(_) => Code::OutOfRange,
         Error::Taken { .. } | Error::Occupied { .. } => Code::AlreadyExists,
         Error::Stale { .. } | Error::Conflict(_) => Code::Aborted,
         Error::Refused { .. } => Code::FailedPrecondition,

@@ -171,6 +171,23 @@ pub fn parse_object(document: &[u8]) -> Result<Map<String, Value>> {
     serde_json::from_slice(document).map_err(Error::internal)
 }
 
+/// An object of named values, sorted by name. Names are ASCII, so the order of bytes is the order of RFC 8785.
+pub fn object_of(mut fields: Vec<(&'static str, &dyn Canonical)>) -> Vec<u8> {
+    fields.sort_unstable_by_key(|(name, _)| *name);
+    let mut out = Vec::with_capacity(512);
+    out.push(b'{');
+    for (n, (name, value)) in fields.into_iter().enumerate() {
+        if n > 0 {
+            out.push(b',');
+        }
+        write_string(name, &mut out);
+        out.push(b':');
+        value.write(&mut out);
+    }
+    out.push(b'}');
+    out
+}
+
 /// One member of a document. A missing one reads as null, so that a column added later may be optional.
 pub fn member<T: Canonical>(document: &Map<String, Value>, name: &str) -> Result<T> {
     T::read(document.get(name).unwrap_or(&Value::Null)).ok_or_else(|| {

@@ -328,8 +328,10 @@ pub fn rows_of<T: Noun>(entries: &[LogRow]) -> Result<Vec<T>> {
         .iter()
         .filter(|entry| entry.kind == T::KIND)
         .map(|entry| {
-            let document =
-                entry.document.as_deref().ok_or_else(|| Error::not_found(T::KIND, &entry.id))?;
+            let document = entry
+                .document
+                .as_deref()
+                .ok_or_else(|| Error::archived(T::KIND, &entry.id, entry.version))?;
             T::from_document(document)
         })
         .collect()

@@ -8,6 +8,7 @@ use super::list::{ListQuery, Listing};
 use super::noun::Noun;
 use crate::{Error, Result, queries, row};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 use uuid::Uuid;
@@ -19,9 +20,20 @@ pub struct Entry {
     pub uid: Uuid,
     pub id: String,
     pub version: i64,
-    pub action: &'static str,
+    pub action: Cow<'static, str>,
     /// The new version as canonical JSON.
     pub document: Vec<u8>,
+    /// Told of another than the caller, and from elsewhere.
+    pub told: Option<Told>,
+}
+
+/// Who did something, and from where, as a caller tells it. What is empty is the caller's own.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    pub actor: String,
+    pub ip_address: String,
+    pub user_agent: String,
+    pub trace_id: String,
 }
 
 impl Entry {
@@ -32,8 +44,9 @@ impl Entry {
             uid: meta.uid,
             id: noun.id().to_owned(),
             version: meta.version,
-            action,
+            action: Cow::Borrowed(action),
             document: noun.document(),
+            told: None,
         }
     }
 }
@@ -81,8 +94,16 @@ row! {
         pub trace_id: String,
         pub context: Option<Json>,
         pub document: Option<Vec<u8>>,
+        pub salt: Vec<u8>,
         pub leaf: Vec<u8>,
         pub leaf_hash: Vec<u8>,
+    }
+}
+
+impl LogRow {
+    /// Who and from where are archived. Every call has a principal.
+    pub fn is_archived(&self) -> bool {
+        self.principal.is_empty()
     }
 }
 
@@ -166,9 +187,12 @@ pub fn append(
     salt: [u8; 16],
     now: SystemTime,
 ) -> Appended {
-    let Entry { kind, uid, id, version, action, document } = entry;
+    let Entry { kind, uid, id, version, action, document, told } = entry;
+    let Told { actor, ip_address, user_agent, trace_id } = told.unwrap_or_default();
+    let or = |told: String, own: &str| if told.is_empty() { own.to_owned() } else { told };
+    let actor = or(actor, &caller.actor);
     let digest = salted(&salt, &document);
-    let actor_digest = salted(&salt, format!("{}\n{}", caller.principal, caller.actor).as_bytes());
+    let actor_digest = salted(&salt, format!("{}\n{actor}", caller.principal).as_bytes());
     let mut leaf = Vec::with_capacity(400);
     // Written in the order of RFC 8785.
     let text = |leaf: &mut Vec<u8>, name: &str, value: &str| {
@@ -177,7 +201,7 @@ pub fn append(
         leaf.push(b':');
         write_string(value, leaf);
     };
-    text(&mut leaf, "action", action);
+    text(&mut leaf, "action", &action);
     text(&mut leaf, "actor_digest", &hex(&actor_digest));
     text(&mut leaf, "digest", &hex(&digest));
     text(&mut leaf, "id", &id);
@@ -194,14 +218,14 @@ pub fn append(
         uid,
         id,
         version,
-        action: action.to_owned(),
+        action: action.into_owned(),
         method: caller.method.to_string(),
         principal: caller.principal.to_string(),
-        actor: caller.actor.to_string(),
-        ip_address: caller.address.to_string(),
-        user_agent: caller.user_agent.to_string(),
+        actor,
+        ip_address: or(ip_address, &caller.address),
+        user_agent: or(user_agent, &caller.user_agent),
         request_id: request_id.to_owned(),
-        trace_id: caller.trace_id.to_string(),
+        trace_id: or(trace_id, &caller.trace_id),
         context: context.cloned(),
         document: Some(document),
         salt: salt.to_vec(),
@@ -289,8 +313,9 @@ impl Store {
         rows.into_iter().next().ok_or_else(|| Error::not_found("audit entry", seq.to_string()))
     }
 
-    /// What each entry changed, field by field against the version before: `{"field": {"old": .., "new": ..}}`.
-    pub async fn changes(&self, caller: &Caller, entries: &[LogRow]) -> Result<Vec<Json>> {
+    /// What each entry changed, field by field against the version before: `{"field": {"old": .., "new": ..}}`. `None`
+    /// where that is not to be known, or nothing was changed.
+    pub async fn changes(&self, caller: &Caller, entries: &[LogRow]) -> Result<Vec<Option<Json>>> {
         let params = Arc::new((
             entries.iter().map(|entry| entry.kind.clone()).collect::<Vec<_>>(),
             entries.iter().map(|entry| entry.id.clone()).collect::<Vec<_>>(),
@@ -308,24 +333,69 @@ impl Store {
             .await?;
         let pairs = before.iter().zip(entries);
         pairs
-            .map(|(before, entry)| diff(before.document.as_deref(), entry.document.as_deref()))
+            .map(|(before, entry)| {
+                let (old, new) = (before.document.as_deref(), entry.document.as_deref());
+                if UNCHANGING.contains(&entry.kind.as_str()) || (entry.version > 1 && old.is_none())
+                {
+                    return Ok(None);
+                }
+                new.map(|new| diff(old, new)).transpose()
+            })
             .collect()
     }
 }
 
-/// The members in which two documents differ. An erased document has none to show.
-fn diff(old: Option<&[u8]>, new: Option<&[u8]>) -> Result<Json> {
-    let Some(new) = new else { return Ok(Json::object()) };
-    let old = old.map(parse_object).transpose()?.unwrap_or_default();
+/// Kinds whose entries are no versions of anything.
+const UNCHANGING: &[&str] = &[super::event::KIND, super::archive::KIND];
+
+/// What an entry says of its own: which resource and version, and who wrote when. A deletion is a change.
+const SAID: &[&str] =
+    &["id", "uid", "version", "create_time", "update_time", "created_by", "updated_by"];
+
+/// The members in which two documents differ; the first version differs from nothing.
+fn diff(old: Option<&[u8]>, new: &[u8]) -> Result<Json> {
+    let mut old = old.map(parse_object).transpose()?.unwrap_or_default();
     let new = parse_object(new)?;
     let mut changes = serde_json::Map::new();
-    for (name, new) in new {
-        let old = old.get(&name).cloned().unwrap_or_default();
-        if old != new {
+    let mut note = |name: String, old: serde_json::Value, new: serde_json::Value| {
+        if old != new && !SAID.contains(&name.as_str()) {
             changes.insert(name, serde_json::json!({"old": old, "new": new}));
         }
+    };
+    for (name, new) in new {
+        let old = old.remove(&name).unwrap_or_default();
+        note(name, old, new);
+    }
+    // Columns that are gone.
+    for (name, old) in old {
+        note(name, old, serde_json::Value::Null);
     }
     let mut out = Vec::new();
     write_value(&changes.into(), &mut out);
     Ok(Json::from_canonical(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(old: Option<&str>, new: &str) -> String {
+        let changes = diff(old.map(str::as_bytes), new.as_bytes()).unwrap();
+        String::from_utf8(changes.canonical().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_diff_names_what_differs_and_not_what_the_entry_says() {
+        let first =
+            r#"{"a":1,"created_by":"x","delete_time":null,"gone":"z","id":"d","version":1}"#;
+        assert_eq!(
+            changed(None, first),
+            r#"{"a":{"new":1,"old":null},"gone":{"new":"z","old":null}}"#
+        );
+        let second = r#"{"a":1,"b":null,"created_by":"x","delete_time":"t","id":"d","version":2}"#;
+        assert_eq!(
+            changed(Some(first), second),
+            r#"{"delete_time":{"new":"t","old":null},"gone":{"new":null,"old":"z"}}"#
+        );
+    }
 }

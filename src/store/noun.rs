@@ -1,6 +1,6 @@
 //! What every noun has: server-owned facts, the statements that find, insert and save its rows, and its documents.
 
-use super::canonical::write_string;
+use super::canonical::object_of;
 use super::list::Listing;
 use super::query::{Check, FromRow, Query, Rows};
 use crate::{Error, Result};
@@ -91,21 +91,7 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
 
     /// The row as canonical JSON, keys named like the columns.
     fn document(&self) -> Vec<u8> {
-        let mut fields = self.document_fields();
-        // Column names are ASCII, so the order of bytes is the order of RFC 8785.
-        fields.sort_unstable_by_key(|(name, _)| *name);
-        let mut out = Vec::with_capacity(512);
-        out.push(b'{');
-        for (i, (name, value)) in fields.into_iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            write_string(name, &mut out);
-            out.push(b':');
-            value.write(&mut out);
-        }
-        out.push(b'}');
-        out
+        object_of(self.document_fields())
     }
 
     /// The fields that the caller gave `other`, a new row, in which it differs: all but those the server owns.

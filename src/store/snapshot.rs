@@ -145,6 +145,9 @@ impl Store {
                 }
                 // The log only grows, so a part of it is all there is to its past.
                 let of_log = log::up_to(listing, &query)?;
+                if of_log.is_none() && query.snapshot.is_some() {
+                    snapshot.reaches_back(seq).await?;
+                }
                 let query = of_log.as_ref().unwrap_or(&query);
                 let page = read_page(&snapshot, listing, query).await?;
                 let total =

@@ -1,0 +1,1 @@
+//! ArchiveAuditEntries: detail goes to a file, hashes stay.

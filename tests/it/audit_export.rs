@@ -1,0 +1,1 @@
+//! ExportAudit: the log as a stream, whole or seen not to be.

@@ -13,6 +13,7 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::FieldImmutable, "decision::masks_name_only_what_can_change"),
     (Reason::PageTokenMismatch, "errors::page_tokens_are_held_to_tenant_request_time_and_key"),
     (Reason::BadRevision, "errors::revisions_are_of_this_tenant_and_not_of_the_future"),
+    (Reason::RevisionExpired, "audit_archive::what_is_archived_is_read_truthfully"),
     (Reason::RequestIdReused, "decision::a_repeated_request_gives_the_first_answer"),
     (Reason::DuplicateInBatch, "batch::batches_hold_1_to_1000_different_items"),
     (Reason::Exists, "decision::every_field_of_a_decision_comes_back_as_given"),
@@ -20,6 +21,10 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::NotFound, "decision::every_field_of_a_decision_comes_back_as_given"),
     (Reason::EtagMismatch, "decision::a_stale_etag_is_refused_with_the_current_one"),
     (Reason::PreconditionFailed, "write::preconditions_hold_when_the_write_commits"),
+    (
+        Reason::RetentionFloor,
+        "audit_archive::what_cannot_be_archived_is_refused_and_nothing_happens",
+    ),
     (Reason::ReadOnly, "tenant::a_tenants_state_takes_effect_at_once"),
     (Reason::TokenMissing, "tenant::a_credential_that_is_not_valid_is_refused_with_one_text"),
     (Reason::TokenInvalid, "tenant::a_credential_that_is_not_valid_is_refused_with_one_text"),
@@ -28,6 +33,10 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::MessageTooLarge, "errors::a_message_over_the_limit_is_refused_before_it_is_read"),
     (Reason::Internal, "errors::a_fault_of_ours_is_masked_and_has_an_incident_id"),
     (Reason::DeadlineExceeded, "errors::a_call_that_takes_too_long_says_so_and_writes_nothing"),
+    (
+        Reason::NotConfigured,
+        "audit_archive::what_cannot_be_archived_is_refused_and_nothing_happens",
+    ),
     (Reason::Unimplemented, "errors::a_method_that_is_not_there_is_unimplemented"),
     (Reason::ReferenceMissing, "claim::strict_tenants_want_what_is_referred_to"),
 ];
@@ -56,6 +65,7 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
     assert_eq!(ours, theirs);
 
     let sources = [
+        ("audit_archive", include_str!("audit_archive.rs")),
         ("batch", include_str!("batch.rs")),
         ("claim", include_str!("claim.rs")),
         ("decision", include_str!("decision.rs")),

@@ -37,6 +37,7 @@ pub enum Command {
     Migrate(Migrate),
     Token(Token),
     Tenant(Tenant),
+    Audit(Audit),
     Demo(Demo),
     Health(Health),
     Config(ConfigCommand),
@@ -111,6 +112,17 @@ pub enum Tenant {
     List,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audit {
+    Archive {
+        address: Option<String>,
+        token: Option<String>,
+        /// `None` is the token's, or the server's default.
+        tenant: Option<String>,
+        older_than: Duration,
+    },
+}
+
 /// `address` and `token` go through [`crate::config::Client::load`], which knows their other sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demo {
@@ -178,6 +190,12 @@ fn read(path: &[&str], leaf: &ArgMatches) -> Option<Command> {
         }
         ["tenant", "create"] => Command::Tenant(Tenant::Create { id: text("id")? }),
         ["tenant", "list"] => Command::Tenant(Tenant::List),
+        ["audit", "archive"] => Command::Audit(Audit::Archive {
+            address: text("address"),
+            token: text("token"),
+            tenant: text("tenant"),
+            older_than: leaf.get_one("older-than").copied()?,
+        }),
         ["demo"] => Command::Demo(Demo {
             address: text("address"),
             token: text("token"),
@@ -248,6 +266,7 @@ pub fn command() -> Clap {
         .subcommand(migrate())
         .subcommand(token())
         .subcommand(tenant())
+        .subcommand(audit())
         .subcommand(demo())
         .subcommand(health())
         .subcommand(config())
@@ -331,18 +350,43 @@ fn tenant() -> Clap {
         .subcommand(Clap::new("list").about("List the tenants"))
 }
 
+fn audit() -> Clap {
+    group("audit", "Archive the audit log of a running server", manual::AUDIT)
+        .after_help(manual::AUDIT_EXAMPLES)
+        .subcommand(
+            Clap::new("archive")
+                .about("Move old detail to the server's archive, keeping the hashes")
+                .arg(address())
+                .arg(token_flag())
+                .arg(
+                    tenant_id(Arg::new("tenant").long("tenant"))
+                        .help("The tenant [default: the token's, or the server's default]"),
+                )
+                .arg(
+                    Arg::new("older-than")
+                        .long("older-than")
+                        .value_name("TIME")
+                        .required(true)
+                        .value_parser(time)
+                        .help("How old an entry must be, as in 365d or 52w"),
+                ),
+        )
+}
+
+fn token_flag() -> Arg {
+    Arg::new("token")
+        .long("token")
+        .value_name("TOKEN")
+        .help("The API token, or file:/path or env:NAME [env: CASEBOOK_TOKEN]")
+}
+
 fn demo() -> Clap {
     Clap::new("demo")
         .about("Fill a running server with made-up records and query them")
         .long_about(manual::DEMO)
         .after_help(manual::DEMO_EXAMPLES)
         .arg(address())
-        .arg(
-            Arg::new("token")
-                .long("token")
-                .value_name("TOKEN")
-                .help("The API token, or file:/path or env:NAME [env: CASEBOOK_TOKEN]"),
-        )
+        .arg(token_flag())
         .arg(
             Arg::new("count")
                 .long("count")

@@ -12,6 +12,7 @@
 //! | what most nouns do: create, modify | [`store::change`] |
 //! | how gets are batched, and how lists page at one moment | [`store::read`], [`store::list`], [`store::snapshot`] |
 //! | the log: audit trail, revisions, diffs | [`store::log`] |
+//! | told events, export and archive of the log | [`store::event`], [`store::export`], [`store::archive`] |
 //! | connections, retry, time-outs | [`store::postgres`], [`store::backend`] |
 //! | the only `Error` to `Status` | [`rpc::status`] |
 //! | settings, with default, unit and consequence | [`config`] |

@@ -2,10 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use casebook::cli::{self, Command, ConfigCommand, Invocation, exit};
+use casebook::cli::{self, Audit, Command, ConfigCommand, Invocation, exit};
 use casebook::config::{self, Client, Config};
 use casebook::demo;
 use casebook::error::Error;
+use casebook::pb::ArchiveAuditEntriesRequest;
+use casebook::pb::archive_audit_entries_request::Until;
+use casebook::pb::audit_service_client::AuditServiceClient;
 use casebook::pb::health::HealthCheckRequest;
 use casebook::pb::health::health_check_response::ServingStatus;
 use casebook::pb::health::health_client::HealthClient;
@@ -17,6 +20,7 @@ use casebook::store::caller::{Role, SYSTEM_TENANT};
 use casebook::store::change::{Create, OnConflict};
 use casebook::store::filter::Field;
 use casebook::store::list::{ListQuery, Listing, Order};
+use casebook::store::log::hex;
 use casebook::store::migrate::Migrator;
 use casebook::store::query::FromRow;
 use casebook::store::tenant::{self, Tenant};
@@ -27,6 +31,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -93,6 +99,11 @@ fn start(invocation: Invocation) -> Result<u8, Failure> {
                 .map_err(usage)?;
             return runtime(1)?.block_on(record_demo(client, command.count, command.concurrency));
         }
+        Command::Audit(Audit::Archive { address, token, tenant, older_than }) => {
+            let client =
+                Client::from_process(env_file.as_deref(), address, token).map_err(usage)?;
+            return runtime(1)?.block_on(archive_audit(client, tenant, older_than));
+        }
         Command::Health(command) => {
             let client =
                 Client::from_process(env_file.as_deref(), command.address, None).map_err(usage)?;
@@ -135,7 +146,9 @@ async fn run(command: Command, config: Config) -> Result<u8, Failure> {
             with_store(&config, async |store| tenants(store, command).await).await
         }
         // Done above.
-        Command::Config(_) | Command::Demo(_) | Command::Health(_) => Ok(exit::OK),
+        Command::Config(_) | Command::Audit(_) | Command::Demo(_) | Command::Health(_) => {
+            Ok(exit::OK)
+        }
     }
 }
 
@@ -376,24 +389,71 @@ async fn record_demo(client: Client, count: u32, concurrency: u32) -> Result<u8,
     }
 }
 
-async fn check_health(client: Client, service: String) -> Result<u8, Failure> {
-    let unreachable = |error: &dyn std::error::Error| {
-        Failure(exit::UNREACHABLE, format!("{} cannot be reached: {error}", client.address))
-    };
-    let endpoint = tonic::transport::Endpoint::from_shared(client.address.clone())
+fn unreachable(client: &Client, error: &dyn std::error::Error) -> Failure {
+    Failure(exit::UNREACHABLE, format!("{} cannot be reached: {error}", client.address))
+}
+
+/// A connection whose calls take no longer than that.
+async fn connect(client: &Client, timeout: Duration) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(client.address.clone())
         .map_err(|error| {
             Failure(exit::USAGE, format!("{:?} is not an address: {error}", client.address))
         })?
         .connect_timeout(Duration::from_secs(5))
-        .timeout(Duration::from_secs(5));
-    let channel = endpoint.connect().await.map_err(|error| unreachable(&error))?;
+        .timeout(timeout);
+    endpoint.connect().await.map_err(|error| unreachable(client, &error))
+}
+
+/// Archives until nothing is left that is old enough.
+async fn archive_audit(
+    client: Client,
+    tenant: Option<String>,
+    older_than: Duration,
+) -> Result<u8, Failure> {
+    let channel = connect(&client, Duration::from_secs(60)).await?;
+    let mut service = AuditServiceClient::new(channel);
+    let token = client.token.as_ref().map(|token| format!("Bearer {}", token.expose()));
+    let mut headers = MetadataMap::new();
+    for (name, value) in [("authorization", token), ("x-casebook-tenant", tenant)] {
+        if let Some(value) = value {
+            let value = value.parse().map_err(|_| {
+                Failure(exit::USAGE, format!("{name} has bytes that no header may"))
+            })?;
+            headers.insert(name, value);
+        }
+    }
+    let span = older_than.try_into().map_err(Error::internal)?;
+    loop {
+        let mut request = tonic::Request::new(ArchiveAuditEntriesRequest {
+            until: Some(Until::OlderThan(span)),
+            ..Default::default()
+        });
+        *request.metadata_mut() = headers.clone();
+        let answer = match service.archive_audit_entries(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                return Err(unreachable(&client, &status));
+            }
+            Err(status) => return Err(Failure(exit::FAILED, status.message().into())),
+        };
+        if answer.archived_count == 0 {
+            return Ok(exit::OK);
+        }
+        let sha256 = hex(&answer.segment_sha256);
+        let (first, last) = (answer.first_seq, answer.last_seq);
+        print(&format!("{first}-{last}  {}  {sha256}", answer.segment));
+    }
+}
+
+async fn check_health(client: Client, service: String) -> Result<u8, Failure> {
+    let channel = connect(&client, Duration::from_secs(5)).await?;
     let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await;
     let status = match answer {
         Ok(answer) => answer.into_inner().status(),
         Err(status) if status.code() == tonic::Code::NotFound => {
             return Err(Failure(exit::FAILED, status.message().into()));
         }
-        Err(status) => return Err(unreachable(&status)),
+        Err(status) => return Err(unreachable(&client, &status)),
     };
     print(status.as_str_name());
     Ok(if status == ServingStatus::Serving { exit::OK } else { exit::FAILED })

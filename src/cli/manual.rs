@@ -95,6 +95,19 @@ EXAMPLES
   casebook tenant create acme
   casebook tenant list";
 
+pub(super) const AUDIT: &str = "\
+Archive the audit log of a running server.
+
+`archive` writes the oldest entries to files in the server's audit_archive_dir, 10,000 to a file, and then \
+erases who, from where and earlier versions from the database. Numbers and hashes stay, so the files can be \
+checked for ever. It needs a token with the role admin; the server keeps what is younger than its \
+audit_keep_min_days. Each file is printed with its SHA-256: keep that elsewhere.";
+
+pub(super) const AUDIT_EXAMPLES: &str = "\
+EXAMPLES
+  casebook audit archive --older-than 365d
+  casebook audit archive --older-than 365d --tenant acme --token file:/run/secrets/token";
+
 pub(super) const DEMO: &str = "\
 Write made-up decisions to a running server, read them back, and report how fast both went. They stay \
 there: use a tenant that you can spare.";

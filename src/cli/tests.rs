@@ -42,6 +42,15 @@ fn commands_become_plain_data() {
         Command::Tenant(Tenant::Create { id: "acme".into() })
     );
     assert_eq!(
+        typed("casebook audit archive --older-than 2w --tenant acme"),
+        Command::Audit(Audit::Archive {
+            address: None,
+            token: None,
+            tenant: Some("acme".into()),
+            older_than: Duration::from_secs(14 * 86_400),
+        })
+    );
+    assert_eq!(
         typed("casebook demo --count 5"),
         Command::Demo(Demo { address: None, token: None, count: 5, concurrency: 64 })
     );
@@ -104,6 +113,8 @@ fn mistakes_are_usage_errors() {
         "casebook token create --tenant acme --role reader --expires-in 99999d",
         "casebook token create --tenant acme --role reader --expires-in 9ü",
         "casebook tenant create -x",
+        "casebook audit archive",
+        "casebook audit archive --older-than 365",
         "casebook demo --count 0",
         "casebook serve --pool-size 3",
         "casebook health --pool-max-size 3",
@@ -150,6 +161,7 @@ fn help_fits_the_width_and_every_leaf_is_read() {
                 ["token", "list"] => format!("{path} --tenant acme"),
                 ["token", "revoke"] => format!("{path} --tenant acme id"),
                 ["tenant", "create"] => format!("{path} acme"),
+                ["audit", "archive"] => format!("{path} --older-than 365d"),
                 _ => path.clone(),
             };
             typed(&line);
@@ -165,6 +177,7 @@ fn every_example_in_the_manual_can_be_typed() {
         manual::MIGRATE_EXAMPLES,
         manual::TOKEN_EXAMPLES,
         manual::TENANT_EXAMPLES,
+        manual::AUDIT_EXAMPLES,
         manual::DEMO_EXAMPLES,
         manual::HEALTH_EXAMPLES,
         manual::CONFIG_EXAMPLES,

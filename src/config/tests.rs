@@ -242,6 +242,18 @@ fn values_are_read_as_documented() {
 }
 
 #[test]
+fn keeping_the_audit_log_for_less_than_half_a_year_is_warned_of() {
+    let warned = |days| load(&[], &[("audit_keep_min_days", days)]).unwrap().warnings;
+    assert_eq!(warned("183"), Vec::<String>::new());
+    let [warning] = &warned("182")[..] else { panic!("a warning") };
+    assert!(warning.starts_with("audit_keep_min_days = 182 (flag --"), "{warning}");
+    assert!(load(&[], &[("audit_keep_min_days", "0")]).is_err());
+    // Empty is unset: nothing is archived.
+    let unset = load(&[], &[("audit_archive_dir", "")]).unwrap().audit_archive_dir;
+    assert_eq!(unset, None);
+}
+
+#[test]
 fn values_must_fit_together() {
     for (low, high, bad) in [
         ("pool_min_idle", "pool_max_size", ("9", "8")),
@@ -533,7 +545,8 @@ fn limits_name_their_units() {
     assert!(!find("id_max_bytes").configurable);
     for limit in &limits {
         let suffix = limit.name.rsplit('_').next().unwrap();
-        let expected = if ["bytes", "ms", "percent"].contains(&suffix) { suffix } else { "count" };
+        let expected =
+            if ["bytes", "ms", "days", "percent"].contains(&suffix) { suffix } else { "count" };
         assert_eq!(limit.unit, expected, "{}", limit.name);
         assert!(limit.description.ends_with('.'), "{}", limit.name);
     }

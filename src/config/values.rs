@@ -189,6 +189,9 @@ impl Value for PathBuf {
 
 impl Value for Option<PathBuf> {
     fn parse(setting: &Setting, text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(None);
+        }
         PathBuf::parse(setting, text).map(Some)
     }
 

@@ -110,9 +110,9 @@ async fn an_entry_tells_what_changed_and_under_which_ids_it_was_asked() {
     let updated = ok!(me.audit().get_audit_entry(get(2))).entry.unwrap();
     assert_eq!(updated.request_id, "key-1");
     let changes = updated.changes.clone().unwrap();
-    let mut names: Vec<_> = changes.fields.keys().map(String::as_str).collect();
-    names.retain(|name| !["version", "update_time"].contains(name));
-    assert_eq!(names, ["labels", "retention_class"]);
+    let names =
+        |changes: &prost_types::Struct| changes.fields.keys().cloned().collect::<Vec<String>>();
+    assert_eq!(names(&changes), ["labels", "retention_class"]);
     let Some(prost_types::value::Kind::StructValue(class)) =
         &member(&changes, "retention_class").unwrap().kind
     else {
@@ -132,12 +132,31 @@ async fn an_entry_tells_what_changed_and_under_which_ids_it_was_asked() {
         panic!()
     };
     assert_eq!(*new, object(&[("env", "prod")]));
+    // Deleting changes one thing, and bringing back the same; what the entry says anyway is not repeated.
+    ok!(me.decisions().delete_decision(delete("d")));
+    ok!(me.decisions().undelete_decision(undelete("d")));
+    for (seq, key, gone) in [(3, "new", "old"), (4, "old", "new")] {
+        let entry = ok!(me.audit().get_audit_entry(get(seq))).entry.unwrap();
+        let changes = entry.changes.unwrap();
+        assert_eq!(names(&changes), ["delete_time"]);
+        let Some(prost_types::value::Kind::StructValue(time)) =
+            &member(&changes, "delete_time").unwrap().kind
+        else {
+            panic!()
+        };
+        assert!(text(member(time, key)).starts_with("20"));
+        assert_eq!(text(member(time, gone)), "Some(NullValue(0))");
+    }
+    let created = ok!(me.audit().get_audit_entry(get(1))).entry.unwrap().changes.unwrap();
+    for name in ["id", "uid", "version", "create_time", "update_time", "created_by", "updated_by"] {
+        assert!(member(&created, name).is_none(), "{name}");
+    }
     // Lists show changes only when asked.
     let list = pb::ListAuditEntriesRequest::default();
     let plain = ok!(me.audit().list_audit_entries(list)).entries;
     assert!(plain.iter().all(|entry| entry.changes.is_none()));
-    assert_eq!(entries(&me, 1).await[0], updated);
-    fails!(me.audit().get_audit_entry(get(3)), NotFound, "NOT_FOUND");
+    assert_eq!(entries(&me, 3).await[2], updated);
+    fails!(me.audit().get_audit_entry(get(5)), NotFound, "NOT_FOUND");
     fails!(me.audit().get_audit_entry(get(0)), InvalidArgument, "FIELD_INVALID");
     world.close().await;
 }

@@ -508,3 +508,58 @@ async fn the_servers_own_role_can_only_erase_what_is_old() {
     drop(app);
     world.close().await;
 }
+
+#[tokio::test]
+async fn ten_thousand_go_at_once_and_quickly() {
+    let folder = open_folder();
+    let world = archiving(folder.path()).await;
+    crate::audit_export::fill(&world, 20_000, 1000).await;
+    // Two versions of each resource, and no statistics.
+    let versions = "UPDATE casebook.log SET version = 1 + seq % 2, id = 'd-' || seq / 2,
+        uid = md5((seq / 2)::text)::uuid";
+    world.superuser().await.batch_execute(versions).await.unwrap();
+    age(&world, "default", 20_000).await;
+    let me = world.anonymous();
+    let began = std::time::Instant::now();
+    let answer = archive(&me, older_than(30)).await;
+    println!("10,000 entries archived in {:?}", began.elapsed());
+    assert_eq!((answer.archived_count, answer.last_seq), (10_000, 10_000));
+    assert!(began.elapsed() < std::time::Duration::from_secs(25), "{:?}", began.elapsed());
+    let count = "SELECT count(*) FROM casebook.log WHERE document IS NULL AND salt = ''";
+    let erased: i64 = world.superuser().await.query_one(count, &[]).await.unwrap().get(0);
+    // Of each resource the second version stands; the first resource has no other, and the last one's next is not archived.
+    assert_eq!(erased, 4999);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_operator_archives_by_command() {
+    let folder = open_folder();
+    let world = archiving(folder.path()).await;
+    world.tenant("acme").await;
+    let acme = world.as_tenant("acme");
+    for id in ["a", "b"] {
+        ok!(acme.decisions().create_decision(create(id, decision("ALLOW", 0.5))));
+    }
+    age(&world, "acme", 1).await;
+    let run = async |days: &str, address: &str| {
+        let arguments = ["audit", "archive", "--tenant", "acme", "--older-than", days];
+        let mut command = crate::process::casebook(&arguments);
+        command.args(["--address", address]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, said, _) = run("365d", &world.address).await;
+    let sha256 = Sha256::digest(
+        std::fs::read(folder.path().join(said.split("  ").nth(1).unwrap())).unwrap(),
+    );
+    assert_eq!(code, Some(0));
+    assert!(said.starts_with("1-1  acme/") && said.ends_with(&format!("  {sha256:x}\n")), "{said}");
+    assert_eq!(run("365d", &world.address).await.0, Some(0), "nothing is left, and that is well");
+    let (code, _, said) = run("1h", &world.address).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("audit_keep_min_days"), "{said}");
+    assert_eq!(run("365d", "http://127.0.0.1:1").await.0, Some(3));
+    world.close().await;
+}

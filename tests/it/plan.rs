@@ -364,6 +364,16 @@ async fn other_lists(filled: &Filled) {
     let up_to = Op::Range { gt: None, gte: None, lt: None, lte: Some(Value::Int(ROWS)) };
     let deep = ListQuery { after: deep, filter: is(&log::LISTING, "seq", up_to), ..by_seq.clone() };
     filled.page(&log::LISTING, &deep).await.uses("log_pkey").unsorted().looks_at(110.0);
+    // A piece of an export.
+    let (gt, lte) = (Some(Value::Int(20_000)), Some(Value::Int(20_500)));
+    let range = Op::Range { gt, gte: None, lt: None, lte };
+    let filter = Filter::All(vec![
+        is(&log::LISTING, "seq", range),
+        equals(&log::LISTING, "action", "DELETE"),
+    ]);
+    let oldest = order(&log::LISTING, "seq", false);
+    let piece = ListQuery { filter, order: oldest, limit: 500, ..by_seq.clone() };
+    filled.page(&log::LISTING, &piece).await.uses("log_pkey").looks_at(505.0);
     let entity = log::of_resource("decision", "d4711", None).unwrap();
     let entity = ListQuery { filter: entity, ..by_seq.clone() };
     filled.page(&log::LISTING, &entity).await.uses("log_entity").looks_at(4.0);

@@ -24,8 +24,8 @@ use uuid::Uuid;
 /// The log's name for a segment.
 pub const KIND: &str = "audit_segment";
 
-/// About what erasing an entry costs, so that a large segment is a batch of its own.
-const BYTES_OF_ENTRY: usize = 4 << 10;
+/// What erasing an entry counts for in the queue: a large segment is a batch of its own, and leaves its tenant room.
+const BYTES_OF_ENTRY: usize = 512;
 
 row! {
     /// A segment's document.

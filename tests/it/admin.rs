@@ -40,7 +40,10 @@ async fn the_capabilities_name_each_limit_once_with_its_unit() {
     let mut names = std::collections::HashSet::new();
     for limit in &answer.limits {
         assert!(names.insert(&limit.name), "{} stands twice", limit.name);
-        assert!(["bytes", "ms", "count", "percent"].contains(&limit.unit.as_str()), "{limit:?}");
+        assert!(
+            ["bytes", "ms", "days", "count", "percent"].contains(&limit.unit.as_str()),
+            "{limit:?}"
+        );
         assert!(limit.description.ends_with('.'), "{limit:?}");
         assert!(limit.value >= 0, "{limit:?}");
     }

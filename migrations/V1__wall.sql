@@ -67,28 +67,46 @@ CREATE TABLE casebook.noun (
 ALTER TABLE casebook.noun ENABLE ROW LEVEL SECURITY;
 
 -- What full text search finds a row by: three texts of falling weight, and the tenant, so that the index alone passes
--- over the rows of others: search @@ (websearch_to_tsquery('english', $1) && quote_literal('tenant:acme')::tsquery). It
--- never raises: a tsvector holds at most 1 MiB, and 280,000 bytes of text do not grow to that, whatever they are. A
--- longer text is found by its beginning.
+-- over the rows of others. Whatever the texts are, it neither raises nor takes long:
+--
+-- A tsvector holds at most 1 MiB, to which 280,000 bytes of text cannot grow. A longer text is found by its beginning.
+--
+-- Out of some marks the parser makes addresses, paths, tags and compounds, in a time that grows with the square of
+-- their length: minutes for a text of nothing but a_a_a_. So these marks separate words, here and in wall.search_query.
 CREATE FUNCTION casebook.search_vector(tenant_id text, first text, second text, third text) RETURNS tsvector
 LANGUAGE plpgsql IMMUTABLE STRICT AS $$
 DECLARE
   most integer := 200000;
+  mark text;
 BEGIN
   WHILE octet_length(left(first, most)) + octet_length(left(second, most)) + octet_length(left(third, most / 2))
         > 280000 LOOP
     most := most * 3 / 4;
   END LOOP;
-  RETURN setweight(to_tsvector('pg_catalog.english'::regconfig, left(first, most)), 'A')
-    || setweight(to_tsvector('pg_catalog.english'::regconfig, left(second, most)), 'B')
-    || setweight(to_tsvector('pg_catalog.english'::regconfig, left(third, most / 2)), 'C')
+  first := left(first, most);
+  second := left(second, most);
+  third := left(third, most / 2);
+  FOREACH mark IN ARRAY string_to_array('@_/\.<-', NULL) LOOP
+    first := replace(first, mark, ' ');
+    second := replace(second, mark, ' ');
+    third := replace(third, mark, ' ');
+  END LOOP;
+  RETURN setweight(to_tsvector('pg_catalog.english'::regconfig, first), 'A')
+    || setweight(to_tsvector('pg_catalog.english'::regconfig, second), 'B')
+    || setweight(to_tsvector('pg_catalog.english'::regconfig, third), 'C')
     || array_to_tsvector(ARRAY['tenant:' || tenant_id]);
 END
 $$;
 
--- The words of a file name.
-CREATE FUNCTION casebook.words(file_name text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT AS $$ SELECT file_name || ' ' || translate(file_name, './_-\', '     ') $$;
+-- What a person typed, as a query: words, "phrases", -not, or; also a & b and a | b. Never raises. To be used as
+-- `search @@ (wall.search_query($1) && quote_literal('tenant:acme')::tsquery)`, and without the tenant for ranks.
+CREATE FUNCTION wall.search_query(typed text) RETURNS tsquery
+LANGUAGE sql IMMUTABLE STRICT AS $$
+  SELECT websearch_to_tsquery('pg_catalog.english'::regconfig,
+    regexp_replace(translate(replace(typed, '|', ' or '), '@_/\.<&', '       '), '([^[:space:]"-])-+', '\1 ', 'g'))
+$$;
+REVOKE ALL ON FUNCTION wall.search_query(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.search_query(text) TO casebook_app;
 
 -- The last number of each tenant's log. Its row is locked last in a write, so that the lock is short.
 CREATE TABLE casebook.log_head (

@@ -22,9 +22,9 @@ CREATE TABLE casebook.decision (
   subject_id text COLLATE "C" NOT NULL,
   -- SHA-256 of the canonical input_data, hex.
   case_hash text COLLATE "C" NOT NULL,
-  -- Like casebook.search_vector, which costs more than the rest of the row; 64 KiB of reason cannot make it raise.
+  -- As casebook.search_vector makes it, for less: 64 KiB of reason cannot make it raise.
   search tsvector GENERATED ALWAYS AS (
-    setweight(to_tsvector('pg_catalog.english'::regconfig, reason), 'A')
+    setweight(to_tsvector('pg_catalog.english'::regconfig, translate(reason, '@_/\.<-', '       ')), 'A')
     || setweight(to_tsvector('pg_catalog.simple'::regconfig, final_verdict), 'B')
     || array_to_tsvector(ARRAY['tenant:' || tenant_id])) STORED,
   PRIMARY KEY (tenant_id, uid)

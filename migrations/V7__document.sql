@@ -17,9 +17,8 @@ CREATE TABLE casebook.document (
   content jsonb NOT NULL,
   retention_class text COLLATE "C" NOT NULL,
   subject_id text COLLATE "C" NOT NULL,
-  search tsvector GENERATED ALWAYS AS (casebook.search_vector(
-    tenant_id, casebook.words(filename), casebook.words(original_filename) || ' ' || casebook.words(source_path),
-    metadata::text)) STORED,
+  search tsvector GENERATED ALWAYS AS (
+    casebook.search_vector(tenant_id, filename, original_filename || ' ' || source_path, metadata::text)) STORED,
   PRIMARY KEY (tenant_id, uid)
 );
 CREATE UNIQUE INDEX document_id ON casebook.document (tenant_id, id) WHERE delete_time IS NULL;

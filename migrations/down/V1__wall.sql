@@ -2,4 +2,4 @@
 DROP SCHEMA wall CASCADE;
 DROP TABLE casebook.deployment_secret, casebook.request_ledger, casebook.log, casebook.audit_archive, casebook.log_head, casebook.noun;
 DROP PROCEDURE casebook.build_wall(regclass, text);
-DROP FUNCTION casebook.search_vector(text, text, text, text), casebook.words(text);
+DROP FUNCTION casebook.search_vector(text, text, text, text);

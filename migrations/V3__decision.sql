@@ -25,7 +25,7 @@ CREATE TABLE casebook.decision (
   -- As casebook.search_vector makes it, for less: 64 KiB of reason cannot make it raise.
   search tsvector GENERATED ALWAYS AS (
     setweight(to_tsvector('pg_catalog.english'::regconfig, translate(reason, '@_/\.<-', '       ')), 'A')
-    || setweight(to_tsvector('pg_catalog.simple'::regconfig, final_verdict), 'B')
+    || setweight(to_tsvector('pg_catalog.english'::regconfig, translate(final_verdict, '_', ' ')), 'B')
     || array_to_tsvector(ARRAY['tenant:' || tenant_id])) STORED,
   PRIMARY KEY (tenant_id, uid)
 );
@@ -70,6 +70,8 @@ CREATE TABLE casebook.critic_output (
 CREATE UNIQUE INDEX critic_output_id ON casebook.critic_output (tenant_id, decision_id, id) WHERE delete_time IS NULL;
 CREATE INDEX critic_output_deleted ON casebook.critic_output (tenant_id, decision_id, delete_time)
   WHERE delete_time IS NOT NULL;
+-- For the foreign key, when a decision is purged.
+CREATE INDEX critic_output_parent ON casebook.critic_output (tenant_id, decision_uid);
 CREATE INDEX critic_output_time ON casebook.critic_output (tenant_id, create_time, uid) WHERE delete_time IS NULL;
 CALL casebook.build_wall('casebook.critic_output');
 
@@ -99,5 +101,6 @@ CREATE UNIQUE INDEX override_id ON casebook.override (tenant_id, id) WHERE delet
 CREATE INDEX override_decision ON casebook.override (tenant_id, decision_id) WHERE delete_time IS NULL;
 CREATE INDEX override_deleted ON casebook.override (tenant_id, decision_id, delete_time)
   WHERE delete_time IS NOT NULL;
+CREATE INDEX override_parent ON casebook.override (tenant_id, decision_uid);
 CREATE INDEX override_time ON casebook.override (tenant_id, create_time, uid) WHERE delete_time IS NULL;
 CALL casebook.build_wall('casebook.override');

@@ -172,7 +172,7 @@ impl Error {
 
     /// A version whose content the database no longer holds.
     pub fn archived(kind: &str, id: &str, version: i64) -> Self {
-        Self::Expired(format!("version {version} of {kind} \"{id}\" is archived"))
+        Self::Expired(format!("version {version} of {kind} \"{id}\" is no longer kept"))
     }
 
     pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

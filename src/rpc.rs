@@ -14,10 +14,12 @@ pub mod expression;
 pub mod filter;
 pub mod health;
 pub mod json;
+pub mod legal_hold;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;
 pub mod resource;
+pub mod retention_policy;
 pub mod status;
 pub mod tenant;
 pub mod token;
@@ -104,6 +106,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::decision_service_server::DecisionServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
+    use pb::retention_service_server::RetentionServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     use pb::transaction_service_server::TransactionServiceServer;
     let health = api.health.clone();
@@ -113,6 +116,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
+        .add_service(limited!(RetentionServiceServer::new(api.clone()), small))
         .add_service(limited!(TransactionServiceServer::new(api.clone()), large))
         .add_service(limited!(AdminServiceServer::new(api), small))
         .add_service(limited!(HealthServer::new(health), small))

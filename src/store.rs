@@ -14,6 +14,7 @@ pub mod decision;
 pub mod event;
 pub mod export;
 pub mod filter;
+pub mod legal_hold;
 pub mod list;
 pub mod log;
 pub mod migrate;
@@ -22,9 +23,11 @@ pub mod r#override;
 mod pace;
 pub mod policy_rule;
 pub mod postgres;
+pub mod purge;
 pub mod query;
 pub mod read;
 pub mod request_ledger;
+pub mod retention_policy;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;
@@ -52,8 +55,10 @@ pub const NOUNS: &[&Facts] = &[
     &consensus::FACTS,
     &critic_output::FACTS,
     &decision::FACTS,
+    &legal_hold::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
+    &retention_policy::FACTS,
     &tenant::FACTS,
     &verification::FACTS,
 ];
@@ -64,6 +69,7 @@ const OTHER_QUERIES: &[&[&dyn Check]] = &[
     export::QUERIES,
     log::QUERIES,
     log::ROW_QUERIES,
+    purge::QUERIES,
     request_ledger::QUERIES,
     snapshot::QUERIES,
     status::QUERIES,

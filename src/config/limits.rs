@@ -29,6 +29,9 @@ macro_rules! fixed {
 fixed! {
     ID_MAX_BYTES, "id_max_bytes" = 255, "bytes", "The longest id of a resource or tenant.";
     REQUEST_ID_MAX_BYTES, "request_id_max_bytes" = 64, "bytes", "The longest request_id.";
+    TAGS_MAX, "tags_max" = 64, "count", "The most tags of one resource.";
+    TAG_MAX_BYTES, "tag_max_bytes" = 128, "bytes", "The longest tag.";
+    TEXT_MAX_BYTES, "text_max_bytes" = 1024 * 1024, "bytes", "The longest content of a claim, a chunk or a training example.";
     LABELS_MAX, "labels_max" = 64, "count", "The most labels of one resource.";
     LABEL_KEY_MAX_BYTES, "label_key_max_bytes" = 63, "bytes", "The longest label key.";
     LABEL_VALUE_MAX_BYTES, "label_value_max_bytes" = 255, "bytes", "The longest label value.";

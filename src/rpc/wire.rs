@@ -41,6 +41,7 @@ pub struct Fields {
     missing: Vec<String>,
     /// The user that the caller acts for, who stands in where a person is not named.
     actor: Arc<str>,
+    principal: Arc<str>,
     /// What `$<n>.id` stands for: the ids of what the operations before have made.
     made: Vec<Option<String>>,
     /// Items of one batch; none where no batch is read.
@@ -50,17 +51,40 @@ pub struct Fields {
 impl Fields {
     /// At the top of a caller's request.
     pub fn new(caller: &Caller, batch_max: usize) -> Self {
-        let actor = Arc::clone(&caller.actor);
-        Self { actor, batch_max: Some(batch_max), ..Self::default() }
+        let (actor, principal) = (Arc::clone(&caller.actor), Arc::clone(&caller.principal));
+        Self { actor, principal, batch_max: Some(batch_max), ..Self::default() }
     }
 
     pub fn actor(&self) -> &str {
         &self.actor
     }
 
+    /// The user that the caller acts for, or else its credential.
+    pub fn acting(&self) -> &str {
+        if self.actor.is_empty() { &self.principal } else { &self.actor }
+    }
+
+    /// A value that was checked elsewhere; what is wrong with it is noted here.
+    pub fn checked<T>(&mut self, value: Result<T>) -> Option<T> {
+        match value {
+            Ok(value) => Some(value),
+            Err(Error::Invalid { reason, violations }) => {
+                for violation in violations {
+                    self.wrong_because(reason, &violation.field, violation.description);
+                }
+                None
+            }
+            Err(error) => {
+                self.wrong("", error.to_string());
+                None
+            }
+        }
+    }
+
     /// Fields of the same call, read apart.
     pub fn apart(&self) -> Self {
-        Self { actor: Arc::clone(&self.actor), made: self.made.clone(), ..Self::default() }
+        let (actor, principal) = (Arc::clone(&self.actor), Arc::clone(&self.principal));
+        Self { actor, principal, made: self.made.clone(), ..Self::default() }
     }
 
     /// Where the fields that are read now stand: `operations[3].create_claim`.

@@ -2,6 +2,7 @@
 
 use super::caller::Caller;
 use super::facts;
+use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun, Reference};
 use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
@@ -444,6 +445,16 @@ pub async fn modify_all<T: Noun>(
         gone = tx.lock_deleted::<T>(deleted).await?;
     }
 
+    let leaving = changes.iter().filter(|(change, _)| change.action == "DELETE");
+    let leaving = leaving.filter_map(|(change, _)| live.get(&change.id)).map(Leaving::of);
+    let leaving: Vec<Leaving> = leaving.collect();
+    let mut kept: HashMap<String, Error> = legal_hold::kept(tx, &leaving)
+        .await?
+        .into_iter()
+        .zip(leaving)
+        .filter_map(|(error, one)| Some((one.id, error?)))
+        .collect();
+
     let mut saved = Vec::new();
     let mut results = Vec::with_capacity(changes.len());
     for (change, caller) in changes {
@@ -464,6 +475,10 @@ pub async fn modify_all<T: Noun>(
         let current_etag = before.etag();
         if change.etag.as_ref().is_some_and(|etag| *etag != current_etag) {
             results.push(Err(Error::Stale { kind: T::KIND, id: id.clone(), current_etag }));
+            continue;
+        }
+        if let Some(error) = kept.remove(id) {
+            results.push(Err(error));
             continue;
         }
         let mut after = before.clone();

@@ -1,6 +1,7 @@
 //! Resources that belong to another one: deleted with it, and brought back with it.
 
 use super::change::{Modify, advance, modified_outcome, modify_all};
+use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
 use super::query::Query;
@@ -17,6 +18,11 @@ pub trait Child: Noun {
     fn of_live() -> &'static Query<(Vec<String>,), Self>;
     /// Rows deleted together with the parents: (ids, times), locked.
     fn of_deleted() -> &'static Query<(Vec<String>, Vec<SystemTime>), Self>;
+    /// Fits rows that come back into what has happened since.
+    fn settle<'a>(tx: &'a Tx<'a>, rows: &'a mut [Self]) -> BoxFuture<'a, Result<()>> {
+        let _ = (tx, rows);
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// A noun that others may belong to.
@@ -32,7 +38,7 @@ pub trait Parent: Noun {
 /// deleted with an earlier one share its time, so the id is as good as the uid; and there may be none yet.
 #[macro_export]
 macro_rules! child {
-    ($name:ident in $table:literal of $parent_id:ident) => {
+    ($name:ident in $table:literal of $parent_id:ident $(, settle: $settle:path)?) => {
         pub(in $crate::store) mod children {
             use super::$name;
             use std::time::SystemTime;
@@ -58,6 +64,12 @@ macro_rules! child {
             -> &'static $crate::store::query::Query<(Vec<String>, Vec<std::time::SystemTime>), Self> {
                 &children::OF_DELETED
             }
+            $(fn settle<'a>(
+                tx: &'a $crate::store::write::Tx<'a>,
+                rows: &'a mut [Self],
+            ) -> futures_util::future::BoxFuture<'a, $crate::Result<()>> {
+                Box::pin($settle(tx, rows))
+            })?
         }
     };
 }
@@ -74,14 +86,14 @@ pub struct Move<'a> {
 #[derive(Default)]
 pub struct Moved {
     entries: Vec<(String, Entry)>,
-    /// What cannot come back, because its id has been taken since.
-    taken: Vec<(String, Error)>,
+    /// What cannot come back, because its id has been taken since, and what cannot go, because something keeps it.
+    refused: Vec<(String, Error)>,
 }
 
 impl Moved {
     pub fn extend(&mut self, other: Self) {
         self.entries.extend(other.entries);
-        self.taken.extend(other.taken);
+        self.refused.extend(other.refused);
     }
 }
 
@@ -113,7 +125,16 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
     let mut children: Vec<T> = Vec::new();
     let mut moved = Moved::default();
     if !hide.is_empty() {
-        children.extend(tx.run(T::of_live(), &(hide,)).await?);
+        let mine = tx.run(T::of_live(), &(hide,)).await?;
+        let leaving: Vec<Leaving> = mine.iter().map(Leaving::of).collect();
+        let kept = legal_hold::kept(tx, &leaving).await?;
+        for (child, kept) in mine.into_iter().zip(kept) {
+            match kept {
+                // Whatever keeps a part keeps the whole.
+                Some(error) => moved.refused.push((child.parent_id().to_owned(), error)),
+                None => children.push(child),
+            }
+        }
     }
     if !show.is_empty() {
         let mut hidden: Vec<T> = tx.run(T::of_deleted(), &(show, since)).await?;
@@ -126,11 +147,12 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
                 let is_free = used.insert(id.clone());
                 if !is_free {
                     let error = Error::Taken { kind: T::KIND, id, fields: Vec::new() };
-                    moved.taken.push((child.parent_id().to_owned(), error));
+                    moved.refused.push((child.parent_id().to_owned(), error));
                 }
                 is_free
             });
         }
+        T::settle(tx, &mut hidden).await?;
         children.extend(hidden);
     }
     for child in &mut children {
@@ -194,15 +216,15 @@ impl<T: Parent> Change for Hide<T> {
                     });
                 }
             }
-            let Moved { mut entries, mut taken } = T::move_children(tx, &moves).await?;
+            let Moved { mut entries, mut refused } = T::move_children(tx, &moves).await?;
 
             Ok(results
                 .into_iter()
                 .zip(changes)
                 .map(|(result, applied)| {
                     let id = &applied.change.0.id;
-                    if let Some(n) = taken.iter().position(|(parent, _)| parent == id) {
-                        return Outcome::Spoiled(taken.swap_remove(n).1);
+                    if let Some(n) = refused.iter().position(|(parent, _)| parent == id) {
+                        return Outcome::Spoiled(refused.swap_remove(n).1);
                     }
                     let mut outcome = match result {
                         Ok(modified) => modified_outcome(modified, applied.change.0.action),

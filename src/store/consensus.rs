@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 noun! {
     pub struct Consensus in "consensus" as consensus + [children::QUERIES, QUERIES]
+    within "claim" by claim_id
     refers [claim_id -> "claim" as claim_uid, decision_id -> "decision" as decision_uid]
     {
         pub claim_id: String,
@@ -60,7 +61,23 @@ pub static LISTING: Listing = Listing {
     ],
 };
 
-child!(Consensus in "consensus" of claim_id);
+child!(Consensus in "consensus" of claim_id, settle: step_back);
+
+/// While a claim was deleted, its id may have got another consensus, which stays the current one.
+async fn step_back(tx: &Tx<'_>, rows: &mut [Consensus]) -> Result<()> {
+    let claims: Vec<String> =
+        rows.iter().filter(|row| row.current).map(|row| row.claim_id.clone()).collect();
+    if claims.is_empty() {
+        return Ok(());
+    }
+    for current in tx.run(&LOCK_CURRENT, &(claims,)).await? {
+        for row in rows.iter_mut().filter(|row| row.current && row.claim_id == current.claim_id) {
+            row.current = false;
+            row.superseded_by_id.clone_from(&current.id);
+        }
+    }
+    Ok(())
+}
 
 queries! { "consensus" {
     /// The current ones of claims.
@@ -79,9 +96,9 @@ pub struct CreateConsensus {
 /// What became of a wish for a consensus.
 pub enum Agreed {
     /// It is the current one; the one that it superseded stands beside it.
-    New(Consensus, Option<Consensus>),
+    New(Box<Consensus>, Option<Box<Consensus>>),
     /// The current one says the same.
-    Equal(Consensus),
+    Equal(Box<Consensus>),
 }
 
 /// Makes each the current consensus of its claim, at most one for a claim. An error says in addition whether a part was
@@ -111,7 +128,7 @@ pub async fn agree(
         }
         results.push(match on_conflict {
             OnConflict::Fail => Some(Err((Consensus::taken(&there.id), false))),
-            _ if fields.is_empty() => Some(Ok(Agreed::Equal(there))),
+            _ if fields.is_empty() => Some(Ok(Agreed::Equal(Box::new(there)))),
             OnConflict::ReturnIfEqual => {
                 Some(Err((Error::Taken { kind: Consensus::KIND, id: there.id, fields }, false)))
             }
@@ -138,7 +155,7 @@ pub async fn agree(
             Some((None, (_, rows, there))) => {
                 let row = rows.into_iter().next();
                 let row = row.ok_or_else(|| Error::internal("a consensus without a row"))?;
-                Ok(Ok(Agreed::New(row, there)))
+                Ok(Ok(Agreed::New(Box::new(row), there.map(Box::new))))
             }
             None => Err(Error::internal("a consensus without a result")),
         },
@@ -151,13 +168,13 @@ impl Agreed {
     pub fn traced(self) -> (Consensus, Vec<Entry>, Vec<Shown>) {
         match self {
             Agreed::New(row, there) => {
-                let mut entries = vec![Entry::of(&row, "CREATE")];
-                entries.extend(there.map(|there| Entry::of(&there, "SUPERSEDE")));
-                (row, entries, Vec::new())
+                let mut entries = vec![Entry::of(&*row, "CREATE")];
+                entries.extend(there.map(|there| Entry::of(&*there, "SUPERSEDE")));
+                (*row, entries, Vec::new())
             }
             Agreed::Equal(row) => {
-                let shown = vec![Shown::of(&row)];
-                (row, Vec::new(), shown)
+                let shown = vec![Shown::of(&*row)];
+                (*row, Vec::new(), shown)
             }
         }
     }

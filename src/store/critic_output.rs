@@ -13,7 +13,9 @@ use crate::{Error, Result, child, noun};
 use futures_util::future::BoxFuture;
 
 noun! {
-    pub struct CriticOutput in "critic_output" as critic_output + [children::QUERIES] {
+    pub struct CriticOutput in "critic_output" as critic_output + [children::QUERIES]
+    within "decision" by decision_id
+    {
         pub decision_uid: uuid::Uuid,
         pub decision_id: String,
         pub critic: String,

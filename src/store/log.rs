@@ -21,7 +21,7 @@ pub struct Entry {
     pub id: String,
     pub version: i64,
     pub action: Cow<'static, str>,
-    /// The new version as canonical JSON.
+    /// The new version as canonical JSON; empty when nothing is left.
     pub document: Vec<u8>,
     /// Told of another than the caller, and from elsewhere.
     pub told: Option<Told>,
@@ -227,7 +227,8 @@ pub fn append(
         request_id: request_id.to_owned(),
         trace_id: or(trace_id, &caller.trace_id),
         context: context.cloned(),
-        document: Some(document),
+        // What is purged has none.
+        document: (!document.is_empty()).then_some(document),
         salt: salt.to_vec(),
         leaf,
         leaf_hash,

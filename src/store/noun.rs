@@ -122,6 +122,7 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     /// Takes over one column of another row; false if it has no such column of its own.
     fn copy(&mut self, column: &str, from: &Self) -> bool;
     /// One column of its own, whatever its type is.
+    fn column(&self, column: &str) -> Option<&dyn Any>;
     fn column_mut(&mut self, column: &str) -> Option<&mut dyn Any>;
 
     /// Whether a further field of a new row is the caller's, not one that the server has filled in.
@@ -142,6 +143,10 @@ pub struct Facts {
     /// Tells the rows that have been waiting for new ones by id what their uids are: (ids, uids).
     pub resolve: Option<&'static Query<(Vec<String>, Vec<Uuid>), ()>>,
     pub ids_of_tenant: bool,
+    /// What it is a part of, and the column that has its id.
+    pub part_of: Option<(&'static str, &'static str)>,
+    /// Its own columns.
+    pub columns: &'static [&'static str],
 }
 
 /// A reference by id from one resource to another, which need not exist unless the tenant wants it so.
@@ -175,7 +180,7 @@ crate::row! {
 /// Declares a noun: a row struct with the server's fields before its own, and its statements. The file has a `LISTING`
 /// beside it; further statements of the file stand behind `+`.
 ///
-/// `refers [claim_id -> "claim" as claim_uid]` says that a column names a resource by its id, and which column of the
+/// `within "claim" by claim_id` says what it is a part of. `refers [claim_id -> "claim" as claim_uid]` says that a column names a resource by its id, and which column of the
 /// table, not of the row, keeps the uid of what was meant once that is known. `awaited ["verification".claim_id as
 /// claim_uid]` is the other end: a new row tells those who have been waiting for its id.
 #[macro_export]
@@ -183,6 +188,7 @@ macro_rules! noun {
     (
         $(#[$meta:meta])*
         pub struct $name:ident in $table:literal as $module:ident $(+ [$($statements:path),*])?
+        $(within $parent:literal by $parent_id:ident)?
         $(refers [$($id_column:ident -> $target:literal as $uid_column:ident),*])?
         $(awaited [$($waiting:literal . $waiting_id:ident as $waiting_uid:ident),*])?
         {
@@ -284,6 +290,8 @@ macro_rules! noun {
             hold: &$module::HOLD,
             resolve: $crate::noun!(@resolve $module $($(, $waiting)*)?),
             ids_of_tenant: <$name as $crate::store::noun::Noun>::IDS_OF_TENANT,
+            part_of: $crate::noun!(@part $($parent $parent_id)?),
+            columns: &[$(stringify!($field)),*],
         };
 
         impl $crate::store::noun::Noun for $name {
@@ -342,6 +350,12 @@ macro_rules! noun {
                     id: (&*self.$id_column).into(),
                 },)*]
             })?
+            fn column(&self, column: &str) -> Option<&dyn std::any::Any> {
+                match column {
+                    $(stringify!($field) => Some(&self.$field),)*
+                    _ => None,
+                }
+            }
             fn column_mut(&mut self, column: &str) -> Option<&mut dyn std::any::Any> {
                 match column {
                     $(stringify!($field) => Some(&mut self.$field),)*
@@ -366,6 +380,8 @@ macro_rules! noun {
             }
         }
     };
+    (@part) => { None };
+    (@part $parent:literal $parent_id:ident) => { Some(($parent, stringify!($parent_id))) };
     (@resolve $module:ident) => { None };
     (@resolve $module:ident $(, $waiting:literal)+) => { Some(&$module::RESOLVE) };
 }

@@ -13,7 +13,9 @@ use crate::{Error, Result, child, noun};
 use futures_util::future::BoxFuture;
 
 noun! {
-    pub struct Override in "override" as r#override + [children::QUERIES] {
+    pub struct Override in "override" as r#override + [children::QUERIES]
+    within "decision" by decision_id
+    {
         pub decision_uid: uuid::Uuid,
         pub decision_id: String,
         /// Empty until the decision is known.

@@ -147,6 +147,8 @@ fn session(settings: &PoolSettings, lane: Lane) -> Config {
     let mut options = connect.get_options().unwrap_or_default().to_owned();
     options.push_str(" -c search_path=wall,pg_catalog");
     options.push_str(&format!(" -c statement_timeout={}", settings.statement_timeout.as_millis()));
+    // A word that is too long to be searched for is worth no notice on each write.
+    options.push_str(" -c client_min_messages=warning");
     options.push_str(" -c idle_in_transaction_session_timeout=60000");
     // A statement whose caller has gone away is ended, not finished.
     options.push_str(" -c client_connection_check_interval=1000");

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 noun! {
     pub struct Verification in "verification" as verification + [children::QUERIES]
+    within "claim" by claim_id
     refers [claim_id -> "claim" as claim_uid]
     {
         pub claim_id: String,

@@ -232,6 +232,22 @@ async fn results_may_come_first_and_go_with_the_claim() {
     world.close().await;
 }
 
+#[tokio::test]
+async fn a_consensus_that_comes_back_steps_behind_the_current_one() {
+    let world = World::new().await;
+    let mut client = world.anonymous().claims();
+    ok!(client.create_claim(create_claim("c")));
+    ok!(client.create_consensus(agree("old", consensus("c", "majority"), Fail)));
+    ok!(client.delete_claim(pb::DeleteClaimRequest { claim_id: "c".into(), ..Default::default() }));
+    ok!(client.create_consensus(agree("new", consensus("c", "unanimous"), Fail)));
+    ok!(client.undelete_claim(pb::UndeleteClaimRequest { claim_id: "c".into(), options: None }));
+    assert_eq!(ok!(client.get_current_consensus(current("c"))).consensus.unwrap().id, "new");
+    let get = pb::GetConsensusRequest { consensus_id: "old".into(), ..Default::default() };
+    let old = ok!(client.get_consensus(get)).consensus.unwrap();
+    assert_eq!((old.current, old.superseded_by_id.as_str()), (false, "new"));
+    world.close().await;
+}
+
 /// Whether a verification and a consensus still wait for their claim.
 async fn unresolved(world: &World) -> [bool; 2] {
     let superuser = crate::world::connect(&crate::world::config_of(&world.database).await).await;
@@ -416,10 +432,7 @@ async fn recent_verifications_and_figures_by_framework() {
 #[tokio::test]
 async fn another_tenant_has_none_of_it() {
     let world = World::new().await;
-    ok!(world.as_tenant("system").tenants().create_tenant(pb::CreateTenantRequest {
-        tenant_id: "other".into(),
-        ..Default::default()
-    }));
+    world.tenant("other").await;
     let (mut ours, mut theirs) = (world.anonymous().claims(), world.as_tenant("other").claims());
     let all = pb::CreateClaimRequest {
         verifications: vec![verification("", "empirical", 0.5)],

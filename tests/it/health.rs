@@ -9,12 +9,20 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 14] = [
     "casebook.v1.AdminService",
     "casebook.v1.AuditService",
+    "casebook.v1.ClaimService",
     "casebook.v1.DecisionService",
+    "casebook.v1.DocumentService",
+    "casebook.v1.ModelService",
     "casebook.v1.PolicyService",
+    "casebook.v1.PrecedentService",
+    "casebook.v1.RetentionService",
+    "casebook.v1.SearchService",
+    "casebook.v1.TelemetryService",
     "casebook.v1.TenantService",
+    "casebook.v1.TransactionService",
     "grpc.health.v1.Health",
 ];
 

@@ -21,6 +21,7 @@ mod embedded;
 mod errors;
 mod fault;
 mod health;
+mod legal_hold;
 mod listing;
 mod migration;
 mod r#override;
@@ -31,6 +32,7 @@ mod process;
 mod readme;
 mod reasons;
 mod removal;
+mod retention_policy;
 mod schema;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;

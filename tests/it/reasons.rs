@@ -38,6 +38,7 @@ const PRODUCED: &[(Reason, &str)] = &[
         "audit_archive::what_cannot_be_archived_is_refused_and_nothing_happens",
     ),
     (Reason::Unimplemented, "errors::a_method_that_is_not_there_is_unimplemented"),
+    (Reason::OnHold, "legal_hold::what_is_held_stays_until_it_is_released"),
     (Reason::ReferenceMissing, "claim::strict_tenants_want_what_is_referred_to"),
 ];
 
@@ -70,6 +71,7 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
         ("claim", include_str!("claim.rs")),
         ("decision", include_str!("decision.rs")),
         ("errors", include_str!("errors.rs")),
+        ("legal_hold", include_str!("legal_hold.rs")),
         ("tenant", include_str!("tenant.rs")),
         ("write", include_str!("write.rs")),
     ];

@@ -326,6 +326,10 @@ impl As {
         pb::claim_service_client::ClaimServiceClient::new(self.wire())
     }
 
+    pub fn retention(&self) -> pb::retention_service_client::RetentionServiceClient<Wire> {
+        pb::retention_service_client::RetentionServiceClient::new(self.wire())
+    }
+
     pub fn transactions(&self) -> pb::transaction_service_client::TransactionServiceClient<Wire> {
         pb::transaction_service_client::TransactionServiceClient::new(self.wire())
     }

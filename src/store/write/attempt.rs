@@ -54,6 +54,26 @@ impl Tx<'_> {
         read_rows(&rows)
     }
 
+    /// Runs a statement built for this change. It is not kept: its text depends on what the caller asked.
+    pub async fn dynamic(
+        &self,
+        sql: &str,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&self.tenant];
+        if let Some(set) = self.set_tenant {
+            // Prepared first, so that nothing comes between the setting and the statement.
+            let statement = self.conn.client().prepare(sql).await?;
+            let (set, rows) = futures_util::join!(
+                self.conn.client().query(set, &tenant),
+                self.conn.client().query(&statement, params)
+            );
+            set?;
+            return Ok(rows?);
+        }
+        Ok(self.conn.client().query(sql, params).await?)
+    }
+
     /// Live rows by id, locked; missing ones are left out.
     pub async fn lock<T: Noun>(&self, ids: Vec<String>) -> Result<HashMap<String, T>> {
         by_id(self.run(T::lock(), &(ids,)).await?)

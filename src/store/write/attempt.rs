@@ -4,7 +4,7 @@ use super::flight::Flight;
 use super::foresight::{self, Foresight, Moment};
 use super::{Job, Kind, Outcome, Precondition, Receipt, Wanted};
 use crate::store::log::{self, Appended, Entry, LogRow};
-use crate::store::noun::{Live, Noun};
+use crate::store::noun::{Live, Meta, Noun};
 use crate::store::postgres::{Conn, in_order, read_rows};
 use crate::store::query::{FromRow, Params, Query, Rows};
 use crate::store::request_ledger::{self as ledger, Claimed};
@@ -66,7 +66,12 @@ impl Tx<'_> {
 
     /// Inserts new rows; answers for each whether its id was free.
     pub async fn insert<T: Noun>(&self, rows: &[T]) -> Result<Vec<bool>> {
-        let inserted = self.run(T::insert(), &T::unnest(rows.iter())).await?;
+        self.insert_those(&rows.iter().collect::<Vec<_>>()).await
+    }
+
+    /// The same for rows that stand among others.
+    pub async fn insert_those<T: Noun>(&self, rows: &[&T]) -> Result<Vec<bool>> {
+        let inserted = self.run(T::insert(), &T::unnest(rows.iter().copied())).await?;
         if inserted.len() == rows.len() {
             return Ok(vec![true; rows.len()]);
         }
@@ -92,16 +97,26 @@ impl Tx<'_> {
             return Ok(());
         }
         let saved = self.run(T::save(), &T::unnest(rows.iter())).await?;
-        if saved.len() == rows.len() {
+        all_saved::<T>(saved.len(), rows.len())
+    }
+
+    /// The same for rows of which nothing has changed but what the server owns: neither is the rest sent, nor are its
+    /// words taken apart for the search again.
+    pub async fn save_meta<T: Noun>(&self, rows: &[T]) -> Result<()> {
+        if rows.is_empty() {
             return Ok(());
         }
-        Err(Error::internal(format!(
-            "saved {} of {} locked {} rows",
-            saved.len(),
-            rows.len(),
-            T::KIND
-        )))
+        let metas = Rows::new(Meta::unnest(rows.iter().map(Noun::meta)));
+        let saved = self.run(T::save_meta(), &metas).await?;
+        all_saved::<T>(saved.len(), rows.len())
     }
+}
+
+fn all_saved<T: Noun>(saved: usize, locked: usize) -> Result<()> {
+    if saved == locked {
+        return Ok(());
+    }
+    Err(Error::internal(format!("saved {saved} of {locked} locked {} rows", T::KIND)))
 }
 
 fn by_id<T: Noun>(rows: Vec<T>) -> Result<HashMap<String, T>> {

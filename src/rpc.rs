@@ -2,23 +2,28 @@
 
 pub mod access;
 pub mod admin;
+pub mod analysis;
 pub mod api_token;
 pub mod audit;
+pub mod chunk;
 pub mod citation;
 pub mod claim;
 pub mod consensus;
 pub mod critic_output;
 pub mod decision;
 pub mod descriptor;
+pub mod document;
 pub mod expression;
 pub mod filter;
 pub mod health;
+pub mod ingest;
 pub mod json;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;
 pub mod resource;
 pub mod status;
+pub mod stream;
 pub mod tenant;
 pub mod token;
 pub mod verification;
@@ -65,6 +70,7 @@ pub struct Parts {
     pub page_sizes: page::Sizes,
     /// Items of one batch.
     pub batch_max: usize,
+    pub streams: stream::StreamLimits,
 }
 
 /// What the door may have remembered and must not believe any more.
@@ -93,6 +99,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::audit_service_server::AuditServiceServer;
     use pb::claim_service_server::ClaimServiceServer;
     use pb::decision_service_server::DecisionServiceServer;
+    use pb::document_service_server::DocumentServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
@@ -100,6 +107,7 @@ pub fn routes(parts: Parts) -> Routes {
     Routes::default()
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
         .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
+        .add_service(limited!(DocumentServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))

@@ -333,6 +333,10 @@ impl Server {
                 token_life: Duration::from_millis(config.page_token_lifetime_ms),
             },
             batch_max: config.batch_max,
+            streams: rpc::stream::StreamLimits {
+                message: Duration::from_millis(config.deadline_default_ms),
+                idle: Duration::from_millis(config.stream_idle_timeout_ms),
+            },
         });
         // With the types of error details, so that a client without our files can show them.
         let reflection = tonic_reflection::server::Builder::configure()

@@ -309,6 +309,8 @@ settings! {
             "How long a call without a deadline may take.";
         deadline_max_ms: u64 = n(60 * SECOND), number(1, HOUR), "ms",
             "The longest deadline of a unary call; a longer one is lowered to it.";
+        stream_idle_timeout_ms: u64 = n(60 * SECOND), number(1, HOUR), "ms",
+            "How long a caller may leave a stream of writes silent before it gets DEADLINE_EXCEEDED.";
         statement_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
             "How long one SQL statement may run before PostgreSQL cancels it.";
         requests_in_flight_max: usize = n(4096), number(1, 1_000_000), "requests",

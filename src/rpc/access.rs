@@ -4,7 +4,7 @@ use crate::error::{Error, Reason, Result};
 use crate::pb;
 use crate::store::caller::{Role, Roles, TenantState};
 use prost::Message as _;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 /// Whether a call changes anything, which a read-only tenant refuses.
@@ -44,6 +44,8 @@ pub struct Method {
     pub index: usize,
     /// None means nobody has decided who may call it, so nobody may.
     pub rule: Option<Rule>,
+    /// Whether the caller goes on sending, so that the call may last.
+    pub is_client_stream: bool,
 }
 
 impl Method {
@@ -250,16 +252,23 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 static METHODS: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let ruled = RULES.iter().map(|(path, rule)| (*path, Some(*rule)));
-    let unruled = described_paths()
-        .into_iter()
-        .filter(|path| !RULES.iter().any(|(ruled, _)| ruled == path))
-        // Leaked once per process, and only while a rule is missing.
-        .map(|path| (&*path.leak(), None));
+    let mut described = described();
+    let ruled: Vec<_> = RULES
+        .iter()
+        .map(|(path, rule)| (*path, Some(*rule), described.remove(*path).unwrap_or_default()))
+        .collect();
+    // Leaked once per process, and only while a rule is missing.
+    let unruled = described.into_iter().map(|(path, streams)| (&*path.leak(), None, streams));
     ruled
+        .into_iter()
         .chain(unruled)
         .enumerate()
-        .map(|(index, (path, rule))| Method { path, index, rule })
+        .map(|(index, (path, rule, is_client_stream))| Method {
+            path,
+            index,
+            rule,
+            is_client_stream,
+        })
         .collect()
 });
 
@@ -288,14 +297,16 @@ pub fn services() -> Vec<&'static str> {
     names
 }
 
-fn described_paths() -> Vec<String> {
+/// Paths of what `proto/` describes, and whether the caller goes on sending.
+fn described() -> BTreeMap<String, bool> {
     // The build wrote these bytes; were they damaged, every method without a rule would merely be unknown.
     let files = prost_types::FileDescriptorSet::decode(pb::DESCRIPTOR_SET).unwrap_or_default();
-    let mut paths = Vec::new();
+    let mut paths = BTreeMap::new();
     for file in &files.file {
         for service in &file.service {
             for method in &service.method {
-                paths.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                paths.insert(path, method.client_streaming());
             }
         }
     }
@@ -328,7 +339,7 @@ mod tests {
             .collect();
         assert!(of_nothing.is_empty(), "rules for no method: {of_nothing:?}");
         assert_eq!(methods().len(), RULES.len());
-        assert_eq!(described_paths().len(), described.len());
+        assert_eq!(super::described().len(), described.len());
     }
 
     #[test]
@@ -340,6 +351,8 @@ mod tests {
         let method = find("/casebook.v1.DecisionService/GetDecision").unwrap();
         assert_eq!(method.name(), "casebook.v1.DecisionService/GetDecision");
         assert_eq!(method.service(), "casebook.v1.DecisionService");
+        assert!(!method.is_client_stream);
+        assert!(find("/casebook.v1.DocumentService/IngestChunks").unwrap().is_client_stream);
         assert!(find("/casebook.v1.DecisionService/Nope").is_none());
         assert!(find("").is_none());
         assert!(services().contains(&"grpc.health.v1.Health"));
@@ -392,7 +405,8 @@ mod tests {
 
     #[test]
     fn a_method_without_a_rule_is_for_nobody() {
-        let method = Method { path: "/casebook.v1.New/Method", index: 0, rule: None };
+        let path = "/casebook.v1.New/Method";
+        let method = Method { path, index: 0, rule: None, is_client_stream: false };
         let error = method.allow(Roles::ALL, true, TenantState::Active).unwrap_err();
         assert_eq!(error.reason(), Reason::RoleMissing);
         assert!(error.to_string().contains("casebook.v1.New/Method"), "{error}");

@@ -227,10 +227,15 @@ impl Fields {
         let sound = bytes.first().is_some_and(u8::is_ascii_uppercase)
             && bytes.len() <= 64
             && bytes.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || *b == b'_');
+        self.shaped(field, value, sound, "must match ^[A-Z][A-Z0-9_]{0,63}$")
+    }
+
+    /// Text of one shape, which the caller has looked at.
+    pub fn shaped(&mut self, field: &str, value: String, is_sound: bool, must: &str) -> String {
         if value.contains('\0') {
             self.wrong_because(Reason::NulByte, field, "must not contain a NUL byte");
-        } else if !sound {
-            self.wrong(field, "must match ^[A-Z][A-Z0-9_]{0,63}$");
+        } else if !is_sound {
+            self.wrong(field, must);
         }
         value
     }
@@ -398,17 +403,20 @@ impl Fields {
 
     /// References to resources, as canonical JSON.
     pub fn references(&mut self, field: &str, refs: Vec<pb::ResourceRef>) -> Json {
-        let items = self.list(field, refs, LIST_MAX, |fields, reference| {
-            let pb::ResourceRef { kind, id, version } = reference;
-            if !matches!(pb::ResourceKind::try_from(kind), Ok(kind) if kind != pb::ResourceKind::Unspecified) {
-                fields.wrong("kind", format!("must be a known kind, and is {kind}"));
-            }
-            if version < 0 {
-                fields.wrong("version", "must not be negative");
-            }
-            serde_json::json!({"kind": kind, "id": fields.id("id", id), "version": version})
-        });
+        let items = self.list(field, refs, LIST_MAX, Self::one_reference);
         json::of_value(&serde_json::Value::Array(items))
+    }
+
+    pub fn one_reference(&mut self, reference: pb::ResourceRef) -> serde_json::Value {
+        let pb::ResourceRef { kind, id, version } = reference;
+        if !matches!(pb::ResourceKind::try_from(kind), Ok(kind) if kind != pb::ResourceKind::Unspecified)
+        {
+            self.wrong("kind", format!("must be a known kind, and is {kind}"));
+        }
+        if version < 0 {
+            self.wrong("version", "must not be negative");
+        }
+        serde_json::json!({"kind": kind, "id": self.id("id", id), "version": version})
     }
 
     /// An etag, if one is given. Any other text is simply not the current one.

@@ -7,16 +7,20 @@
 mod help;
 
 mod admin;
+mod analysis;
 mod architecture;
 mod audit;
 mod batch;
 mod batching;
+mod chunk;
 mod critic_output;
 mod decision;
+mod document;
 mod embedded;
 mod errors;
 mod fault;
 mod health;
+mod ingest;
 mod listing;
 mod migration;
 mod r#override;

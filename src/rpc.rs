@@ -2,17 +2,21 @@
 
 pub mod access;
 pub mod admin;
+pub mod analysis;
 pub mod api_token;
 pub mod audit;
+pub mod chunk;
 pub mod citation;
 pub mod claim;
 pub mod consensus;
 pub mod critic_output;
 pub mod decision;
 pub mod descriptor;
+pub mod document;
 pub mod expression;
 pub mod filter;
 pub mod health;
+pub mod ingest;
 pub mod json;
 pub mod legal_hold;
 pub mod r#override;
@@ -21,6 +25,7 @@ pub mod policy_rule;
 pub mod resource;
 pub mod retention_policy;
 pub mod status;
+pub mod stream;
 pub mod tenant;
 pub mod token;
 pub mod transaction;
@@ -76,6 +81,7 @@ pub struct Parts {
     pub audit_place: Option<Place>,
     /// How long the detail of audit entries is kept whatever is asked.
     pub audit_keep_min: Duration,
+    pub streams: stream::StreamLimits,
 }
 
 /// What the door may have remembered and must not believe any more.
@@ -104,6 +110,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::audit_service_server::AuditServiceServer;
     use pb::claim_service_server::ClaimServiceServer;
     use pb::decision_service_server::DecisionServiceServer;
+    use pb::document_service_server::DocumentServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::retention_service_server::RetentionServiceServer;
@@ -113,6 +120,7 @@ pub fn routes(parts: Parts) -> Routes {
     Routes::default()
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
         .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
+        .add_service(limited!(DocumentServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))

@@ -338,6 +338,10 @@ impl Server {
             exports: Arc::new(Semaphore::new(config.export_streams_max)),
             audit_place: config.audit_archive_dir.clone().map(Place),
             audit_keep_min: audit_keep_min(&config),
+            streams: rpc::stream::StreamLimits {
+                message: Duration::from_millis(config.deadline_default_ms),
+                idle: Duration::from_millis(config.stream_idle_timeout_ms),
+            },
         });
         // With the types of error details, so that a client without our files can show them.
         let reflection = tonic_reflection::server::Builder::configure()

@@ -1,5 +1,6 @@
 //! Nouns, SQL and invariants: everything that is known about PostgreSQL is known below here.
 
+pub mod analysis;
 pub mod api_token;
 pub mod archive;
 pub mod backend;
@@ -7,13 +8,16 @@ pub mod caller;
 pub mod canonical;
 pub mod change;
 pub mod child;
+pub mod chunk;
 pub mod claim;
 pub mod consensus;
 pub mod critic_output;
 pub mod decision;
+pub mod document;
 pub mod event;
 pub mod export;
 pub mod filter;
+pub mod ingest;
 pub mod legal_hold;
 pub mod list;
 pub mod log;
@@ -50,11 +54,14 @@ use write::{WriteSettings, Writer};
 
 /// Every noun. Its statements, its listing and the checks that name it follow from its line here.
 pub const NOUNS: &[&Facts] = &[
+    &analysis::FACTS,
     &api_token::FACTS,
+    &chunk::FACTS,
     &claim::FACTS,
     &consensus::FACTS,
     &critic_output::FACTS,
     &decision::FACTS,
+    &document::FACTS,
     &legal_hold::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,

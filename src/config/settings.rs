@@ -317,6 +317,8 @@ settings! {
             "How many exports of the audit log run at once; more are answered RESOURCE_EXHAUSTED at once.";
         audit_keep_min_days: u64 = n(183), number(1, 36_500), "days",
             "How old an audit entry must be before it can be archived; laws may ask for more (EU AI Act: six months).";
+        stream_idle_timeout_ms: u64 = n(60 * SECOND), number(1, HOUR), "ms",
+            "How long a caller may leave a stream of writes silent before it gets DEADLINE_EXCEEDED.";
         statement_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
             "How long one SQL statement may run before PostgreSQL cancels it.";
         requests_in_flight_max: usize = n(4096), number(1, 1_000_000), "requests",

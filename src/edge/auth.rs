@@ -6,6 +6,7 @@ use super::{Arrival, Repeated, refusal, single};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::access::Method;
 use crate::rpc::status;
+use crate::rpc::stream::Renewal;
 use crate::store::caller::{Caller, Roles, SYSTEM_TENANT, Standing, TenantState, is_tenant_id};
 use crate::telemetry::Metrics;
 use futures_util::future::BoxFuture;
@@ -254,6 +255,20 @@ impl AuthLayer {
         }
         Ok(Some(caller?))
     }
+
+    /// How a call that lasts is admitted again.
+    fn renewal(&self, parts: &Parts) -> Option<Renewal> {
+        let arrival = parts.extensions.get::<Arrival>()?;
+        let method = arrival.method.filter(|method| method.is_client_stream)?;
+        let known = Arc::new((Arc::clone(&self.authenticator), arrival.clone(), parts.clone()));
+        Some(Renewal(Arc::new(move || {
+            let known = Arc::clone(&known);
+            Box::pin(async move {
+                let (authenticator, arrival, parts) = &*known;
+                authenticator.caller(parts, arrival, method).await
+            })
+        })))
+    }
 }
 
 impl<S> Layer<S> for AuthLayer {
@@ -293,6 +308,9 @@ where
             let (mut parts, body) = request.into_parts();
             match auth.admit(&parts).await {
                 Ok(Some(caller)) => {
+                    if let Some(renewal) = auth.renewal(&parts) {
+                        parts.extensions.insert(renewal);
+                    }
                     parts.extensions.insert(caller);
                 }
                 Ok(None) => {}

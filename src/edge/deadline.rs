@@ -2,6 +2,7 @@
 
 use super::{Arrival, Repeated, refusal, single};
 use crate::error::{Error, Result};
+use crate::rpc::stream::{OwnDeadline, Renewal};
 use crate::store::caller::Caller;
 use futures_util::future::{Either, FutureExt as _, Map, Ready, ready};
 use http::{HeaderMap, HeaderName, Request, Response};
@@ -38,6 +39,8 @@ pub struct Limit {
     pub deadline: Instant,
     /// When the call is cut. A stream is cut only until it begins: what it then does, it ends by itself.
     pub cut: Instant,
+    /// When the client itself stops waiting, if it has said so.
+    pub own: Option<Instant>,
 }
 
 impl DeadlineLimits {
@@ -45,13 +48,14 @@ impl DeadlineLimits {
     pub fn limit(&self, headers: &HeaderMap, arrived: Instant) -> Result<Limit> {
         let Some(asked) = asked(headers)? else {
             let deadline = arrived + self.default.min(self.max);
-            return Ok(Limit { deadline, cut: deadline + GRACE });
+            return Ok(Limit { deadline, cut: deadline + GRACE, own: None });
         };
         let ours = asked - MARGIN_MAX.min(asked / 10);
         let deadline = arrived + ours.min(self.max);
         // A client's timeout can be longer than an instant can count.
-        let theirs = arrived.checked_add(ours).unwrap_or(deadline + GRACE);
-        Ok(Limit { deadline, cut: theirs.min(deadline + GRACE) })
+        let own = arrived.checked_add(ours);
+        let cut = own.map_or(deadline + GRACE, |own| own.min(deadline + GRACE));
+        Ok(Limit { deadline, cut, own })
     }
 
     /// The limit of a call of that method: what takes long by nature is a stream.
@@ -148,6 +152,9 @@ where
         if let Some(caller) = request.extensions_mut().get_mut::<Caller>() {
             caller.deadline = limit.deadline;
         }
+        if request.extensions().get::<Renewal>().is_some() {
+            request.extensions_mut().insert(OwnDeadline(limit.own));
+        }
         Either::Right(timeout_at(limit.cut, self.inner.call(request)).map(cut))
     }
 }
@@ -179,12 +186,16 @@ mod tests {
             LIMITS.limit(&headers, now).unwrap()
         };
         let none = LIMITS.limit(&HeaderMap::new(), now).unwrap();
-        assert_eq!(none, Limit { deadline: after(10), cut: after(12) });
+        assert_eq!(none, Limit { deadline: after(10), cut: after(12), own: None });
         let margin = Duration::from_millis(2);
-        assert_eq!(of("5S"), Limit { deadline: after(5) - margin, cut: after(5) - margin });
-        assert_eq!(of("61S"), Limit { deadline: after(60), cut: after(61) - margin });
-        assert_eq!(of("99999999H"), Limit { deadline: after(60), cut: after(62) });
-        assert_eq!(of("0n"), Limit { deadline: now, cut: now });
+        let limit = |deadline, cut, own| Limit { deadline, cut, own: Some(own) };
+        let own = after(5) - margin;
+        assert_eq!(of("5S"), limit(own, own, own));
+        let own = after(61) - margin;
+        assert_eq!(of("61S"), limit(after(60), own, own));
+        let own = after(99_999_999 * 3600) - margin;
+        assert_eq!(of("99999999H"), limit(after(60), after(62), own));
+        assert_eq!(of("0n"), limit(now, now, now));
         assert_eq!(of("10m").deadline, now + Duration::from_millis(9));
     }
 

@@ -4,7 +4,7 @@ use crate::error::{Error, Reason, Result};
 use crate::pb;
 use crate::store::caller::{Role, Roles, TenantState};
 use prost::Message as _;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 /// Whether a call changes anything, which a read-only tenant refuses.
@@ -46,6 +46,8 @@ pub struct Method {
     pub rule: Option<Rule>,
     /// It answers with a stream.
     pub is_stream: bool,
+    /// Whether the caller goes on sending, so that the call may last.
+    pub is_client_stream: bool,
 }
 
 impl Method {
@@ -255,20 +257,24 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 static METHODS: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let described = described_paths();
-    let ruled = RULES.iter().map(|(path, rule)| {
-        let is_stream = described.iter().any(|(known, streams)| *streams && known == path);
-        (*path, Some(*rule), is_stream)
-    });
-    let unruled = described
+    let mut described = described();
+    let ruled: Vec<_> = RULES
         .iter()
-        .filter(|(path, _)| !RULES.iter().any(|(ruled, _)| ruled == path))
-        // Leaked once per process, and only while a rule is missing.
-        .map(|(path, is_stream)| (&*path.clone().leak(), None, *is_stream));
+        .map(|(path, rule)| (*path, Some(*rule), described.remove(*path).unwrap_or_default()))
+        .collect();
+    // Leaked once per process, and only while a rule is missing.
+    let unruled = described.into_iter().map(|(path, streams)| (&*path.leak(), None, streams));
     ruled
+        .into_iter()
         .chain(unruled)
         .enumerate()
-        .map(|(index, (path, rule, is_stream))| Method { path, index, rule, is_stream })
+        .map(|(index, (path, rule, streams))| Method {
+            path,
+            index,
+            rule,
+            is_stream: streams.from_server,
+            is_client_stream: streams.from_client,
+        })
         .collect()
 });
 
@@ -297,16 +303,27 @@ pub fn services() -> Vec<&'static str> {
     names
 }
 
-/// The methods in `proto/`, and whether each answers with a stream.
-fn described_paths() -> Vec<(String, bool)> {
+/// Which ways a method streams.
+#[derive(Clone, Copy, Default)]
+struct Streams {
+    from_server: bool,
+    from_client: bool,
+}
+
+/// Paths of what `proto/` describes, and which ways they stream.
+fn described() -> BTreeMap<String, Streams> {
     // The build wrote these bytes; were they damaged, every method without a rule would merely be unknown.
     let files = prost_types::FileDescriptorSet::decode(pb::DESCRIPTOR_SET).unwrap_or_default();
-    let mut paths = Vec::new();
+    let mut paths = BTreeMap::new();
     for file in &files.file {
         for service in &file.service {
             for method in &service.method {
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                paths.push((path, method.server_streaming()));
+                let streams = Streams {
+                    from_server: method.server_streaming(),
+                    from_client: method.client_streaming(),
+                };
+                paths.insert(path, streams);
             }
         }
     }
@@ -339,7 +356,7 @@ mod tests {
             .collect();
         assert!(of_nothing.is_empty(), "rules for no method: {of_nothing:?}");
         assert_eq!(methods().len(), RULES.len());
-        assert_eq!(described_paths().len(), described.len());
+        assert_eq!(super::described().len(), described.len());
         let is_stream = |path: &str| find(path).unwrap().is_stream;
         assert!(is_stream("/casebook.v1.AuditService/ExportAudit"));
         assert!(is_stream("/grpc.health.v1.Health/Watch"));
@@ -355,6 +372,8 @@ mod tests {
         let method = find("/casebook.v1.DecisionService/GetDecision").unwrap();
         assert_eq!(method.name(), "casebook.v1.DecisionService/GetDecision");
         assert_eq!(method.service(), "casebook.v1.DecisionService");
+        assert!(!method.is_client_stream);
+        assert!(find("/casebook.v1.DocumentService/IngestChunks").unwrap().is_client_stream);
         assert!(find("/casebook.v1.DecisionService/Nope").is_none());
         assert!(find("").is_none());
         assert!(services().contains(&"grpc.health.v1.Health"));
@@ -407,8 +426,9 @@ mod tests {
 
     #[test]
     fn a_method_without_a_rule_is_for_nobody() {
-        let method =
-            Method { path: "/casebook.v1.New/Method", index: 0, rule: None, is_stream: false };
+        let path = "/casebook.v1.New/Method";
+        let (is_stream, is_client_stream) = (false, false);
+        let method = Method { path, index: 0, rule: None, is_stream, is_client_stream };
         let error = method.allow(Roles::ALL, true, TenantState::Active).unwrap_err();
         assert_eq!(error.reason(), Reason::RoleMissing);
         assert!(error.to_string().contains("casebook.v1.New/Method"), "{error}");

@@ -1,7 +1,8 @@
 //! ClaimService: claims, what each framework found about them, and what they agreed on.
 
+use super::descriptor::ReadMask;
 use super::resource::{New, Resource, read_new};
-use super::wire::{self, Fields, ReadMask};
+use super::wire::{self, Fields};
 use super::{Answer, Api, json, open, page};
 use crate::Error;
 use crate::pb;

@@ -382,18 +382,29 @@ impl From<Decision> for pb::Decision {
     }
 }
 
+/// A reference as it is stored.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct Reference {
+    kind: i32,
+    id: String,
+    version: i64,
+}
+
+impl From<Reference> for pb::ResourceRef {
+    fn from(Reference { kind, id, version }: Reference) -> Self {
+        Self { kind, id, version }
+    }
+}
+
 /// References again.
 pub fn references_of(json: &Json) -> Vec<pb::ResourceRef> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Reference {
-        kind: i32,
-        id: String,
-        version: i64,
-    }
     let items: Vec<Reference> = json::parsed(json);
-    items
-        .into_iter()
-        .map(|Reference { kind, id, version }| pb::ResourceRef { kind, id, version })
-        .collect()
+    items.into_iter().map(Into::into).collect()
+}
+
+/// One reference again, if there is one.
+pub fn reference_of(json: &Json) -> Option<pb::ResourceRef> {
+    let item: Reference = json::parsed(json);
+    (!item.id.is_empty()).then(|| item.into())
 }

@@ -1,6 +1,6 @@
-//! What the protocol says about its messages, looked up by type: the names and numbers of their fields.
+//! What the protocol says about its messages, looked up by type: names and numbers of fields, and masks of them.
 
-use crate::pb;
+use crate::{Error, Reason, Result, pb};
 use prost::encoding::{DecodeContext, decode_key, encode_key, skip_field};
 use prost::{Message, Name};
 use prost_types::FileDescriptorSet;
@@ -43,6 +43,37 @@ pub fn only<M: Message + Default>(message: &M, numbers: &[u32]) -> Result<M, pro
         }
     }
     M::decode(kept.as_slice())
+}
+
+/// The parts of a resource that a read mask lets through.
+pub struct ReadMask(Option<Vec<u32>>);
+
+impl ReadMask {
+    /// A mask on messages of a type. An empty one and "*" let everything through; the id always comes through.
+    pub fn new<M: Name>(mask: Option<prost_types::FieldMask>) -> Result<Self> {
+        let paths = mask.unwrap_or_default().paths;
+        if paths.is_empty() || paths.iter().any(|path| path == "*") {
+            return Ok(Self(None));
+        }
+        let mut numbers: Vec<u32> = field::<M>("id").into_iter().collect();
+        for path in paths {
+            let Some(number) = field::<M>(&path) else {
+                let shown: String = path.chars().take(100).collect();
+                let what = format!("names {shown:?}, which does not exist");
+                return Err(Error::invalid_because(Reason::UnknownField, "read_mask", what));
+            };
+            numbers.push(number);
+        }
+        Ok(Self(Some(numbers)))
+    }
+
+    /// What the mask lets through.
+    pub fn apply<M: Message + Default>(&self, message: M) -> Result<M> {
+        match &self.0 {
+            None => Ok(message),
+            Some(numbers) => only(&message, numbers).map_err(Error::internal),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -71,10 +71,13 @@ impl HealthState {
         self.state.send_modify(|state| state.is_closed = true);
     }
 
-    /// Completes when streams are to end.
-    pub async fn closed(&self) {
-        // A sender that is gone has nothing more to say: the same as its signal.
-        let _ = self.state.subscribe().wait_for(|state| state.is_closed).await;
+    /// Completes when streams have to end.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.state.subscribe();
+        async move {
+            // The sender outlives its streams; were it gone, so would the server be.
+            let _ = changes.wait_for(|state| state.is_closed).await;
+        }
     }
 
     pub fn is_ready(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What the messages of all nouns have in common: how a request becomes a change or a query, and the answer a message.
 
-use super::wire::{Fields, ReadMask, Write};
+use super::descriptor::ReadMask;
+use super::wire::{Fields, Write};
 use super::{Lister, Paged, Parts, Selection, json, open, wire};
 use crate::pb;
 use crate::store::caller::Caller;

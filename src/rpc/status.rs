@@ -35,82 +35,97 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let incident_id = log(&error);
-        let mut message = error.to_string();
-        if let Some(id) = incident_id {
-            let _ = write!(message, ", incident {id}");
-        }
-        cut(&mut message, MESSAGE_BYTES_MAX);
+        status(error, None)
+    }
+}
 
-        let mut details = ErrorDetails::new();
-        let mut info = Info::default();
-        let mut headers = MetadataMap::new();
-        if let Some(id) = incident_id {
-            info.add("incident_id", id.to_string());
+/// Why a stream of writes ends: the status says which message was the last to be answered, if one was.
+pub fn of_stream(error: Error, last_sequence: Option<i64>) -> Status {
+    status(error, last_sequence)
+}
+
+fn status(error: Error, last_sequence: Option<i64>) -> Status {
+    let incident_id = log(&error);
+    let mut message = error.to_string();
+    if let Some(sequence) = last_sequence {
+        let _ = write!(message, "; the last message that was answered is {sequence}");
+    }
+    if let Some(id) = incident_id {
+        let _ = write!(message, ", incident {id}");
+    }
+    cut(&mut message, MESSAGE_BYTES_MAX);
+
+    let mut details = ErrorDetails::new();
+    let mut info = Info::default();
+    let mut headers = MetadataMap::new();
+    if let Some(id) = incident_id {
+        info.add("incident_id", id.to_string());
+    }
+    if let Some(sequence) = last_sequence {
+        info.add("last_sequence", sequence.to_string());
+    }
+    let error = match error {
+        Error::Within { at, error } => {
+            info.add("at", at);
+            *error
         }
-        let error = match error {
-            Error::Within { at, error } => {
-                info.add("at", at);
-                *error
-            }
-            error => error,
-        };
-        match &error {
-            Error::Invalid { violations, .. } => {
-                describe_violations(violations, &mut details, &mut info);
-            }
-            Error::NotFound { kind, id } => resource(&mut details, kind, id, "not found"),
-            Error::Taken { kind, id, fields } => {
-                resource(&mut details, kind, id, "already exists");
-                if !fields.is_empty() {
-                    info.add("fields", fields.join(","));
-                }
-            }
-            Error::Occupied { kind, fields } => {
-                resource(&mut details, kind, "", "already exists");
+        error => error,
+    };
+    match &error {
+        Error::Invalid { violations, .. } => {
+            describe_violations(violations, &mut details, &mut info);
+        }
+        Error::NotFound { kind, id } => resource(&mut details, kind, id, "not found"),
+        Error::Taken { kind, id, fields } => {
+            resource(&mut details, kind, id, "already exists");
+            if !fields.is_empty() {
                 info.add("fields", fields.join(","));
             }
-            Error::Stale { kind, id, current_etag } => {
-                resource(&mut details, kind, id, "has changed");
-                info.add("current_etag", current_etag.clone());
-            }
-            Error::Refused { reason, metadata, .. } => {
-                for (key, value) in metadata {
-                    info.add(key, value.clone());
-                }
-                let description = shortened(&message, DESCRIPTION_BYTES_MAX);
-                details.set_precondition_failure(vec![PreconditionViolation::new(
-                    reason.as_str(),
-                    "",
-                    description,
-                )]);
-            }
-            Error::Exhausted { retry_after: Some(wait), .. } => {
-                details.set_retry_info(Some(*wait));
-                headers.insert(
-                    PUSHBACK,
-                    MetadataValue::from(wait.as_millis().min(u128::from(u64::MAX)) as u64),
-                );
-            }
-            Error::Conflict(_) => {
-                details.set_retry_info(Some(RETRY_CONFLICT));
-            }
-            Error::Unavailable { backend, .. } => {
-                details.set_retry_info(Some(RETRY_UNAVAILABLE));
-                info.add("backend", (*backend).to_owned());
-            }
-            Error::Exhausted { retry_after: None, .. }
-            | Error::Expired(_)
-            | Error::Unauthenticated { .. }
-            | Error::Forbidden { .. }
-            | Error::ShuttingDown
-            | Error::CommitUnknown(_)
-            | Error::DeadlineExceeded(_)
-            | Error::Within { .. }
-            | Error::Internal(_) => {}
         }
-        build(code(&error), error.reason(), message, details, info, headers)
+        Error::Occupied { kind, fields } => {
+            resource(&mut details, kind, "", "already exists");
+            info.add("fields", fields.join(","));
+        }
+        Error::Stale { kind, id, current_etag } => {
+            resource(&mut details, kind, id, "has changed");
+            info.add("current_etag", current_etag.clone());
+        }
+        Error::Refused { reason, metadata, .. } => {
+            for (key, value) in metadata {
+                info.add(key, value.clone());
+            }
+            let description = shortened(&message, DESCRIPTION_BYTES_MAX);
+            details.set_precondition_failure(vec![PreconditionViolation::new(
+                reason.as_str(),
+                "",
+                description,
+            )]);
+        }
+        Error::Exhausted { retry_after: Some(wait), .. } => {
+            details.set_retry_info(Some(*wait));
+            headers.insert(
+                PUSHBACK,
+                MetadataValue::from(wait.as_millis().min(u128::from(u64::MAX)) as u64),
+            );
+        }
+        Error::Conflict(_) => {
+            details.set_retry_info(Some(RETRY_CONFLICT));
+        }
+        Error::Unavailable { backend, .. } => {
+            details.set_retry_info(Some(RETRY_UNAVAILABLE));
+            info.add("backend", (*backend).to_owned());
+        }
+        Error::Exhausted { retry_after: None, .. }
+        | Error::Expired(_)
+        | Error::Within { .. }
+        | Error::Unauthenticated { .. }
+        | Error::Forbidden { .. }
+        | Error::ShuttingDown
+        | Error::CommitUnknown(_)
+        | Error::DeadlineExceeded(_)
+        | Error::Internal(_) => {}
     }
+    build(code(&error), error.reason(), message, details, info, headers)
 }
 
 fn code(error: &Error) -> Code {

@@ -67,6 +67,13 @@ fn read(fields: &mut Fields, item: Item, on_conflict: OnConflict) -> Option<Step
         DeleteClaim "delete_claim" OnConflict::Fail;
         CreateVerification "create_verification" on_conflict;
         CreateConsensus "create_consensus" on_conflict;
+        CreateDocument "create_document" on_conflict;
+        UpdateDocument "update_document" OnConflict::Fail;
+        DeleteDocument "delete_document" OnConflict::Fail;
+        CreateAnalysis "create_analysis" on_conflict;
+        BatchCreateChunks "batch_create_chunks" on_conflict;
+        UpdateChunk "update_chunk" OnConflict::Fail;
+        DeleteChunk "delete_chunk" OnConflict::Fail;
     }
 }
 

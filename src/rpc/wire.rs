@@ -266,10 +266,15 @@ impl Fields {
         let sound = bytes.first().is_some_and(u8::is_ascii_uppercase)
             && bytes.len() <= 64
             && bytes.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || *b == b'_');
+        self.shaped(field, value, sound, "must match ^[A-Z][A-Z0-9_]{0,63}$")
+    }
+
+    /// Text of one shape, which the caller has looked at.
+    pub fn shaped(&mut self, field: &str, value: String, is_sound: bool, must: &str) -> String {
         if value.contains('\0') {
             self.wrong_because(Reason::NulByte, field, "must not contain a NUL byte");
-        } else if !sound {
-            self.wrong(field, "must match ^[A-Z][A-Z0-9_]{0,63}$");
+        } else if !is_sound {
+            self.wrong(field, must);
         }
         value
     }
@@ -437,17 +442,20 @@ impl Fields {
 
     /// References to resources, as canonical JSON.
     pub fn references(&mut self, field: &str, refs: Vec<pb::ResourceRef>) -> Json {
-        let items = self.list(field, refs, LIST_MAX, |fields, reference| {
-            let pb::ResourceRef { kind, id, version } = reference;
-            if !matches!(pb::ResourceKind::try_from(kind), Ok(kind) if kind != pb::ResourceKind::Unspecified) {
-                fields.wrong("kind", format!("must be a known kind, and is {kind}"));
-            }
-            if version < 0 {
-                fields.wrong("version", "must not be negative");
-            }
-            serde_json::json!({"kind": kind, "id": fields.id("id", id), "version": version})
-        });
+        let items = self.list(field, refs, LIST_MAX, Self::one_reference);
         json::of_value(&serde_json::Value::Array(items))
+    }
+
+    pub fn one_reference(&mut self, reference: pb::ResourceRef) -> serde_json::Value {
+        let pb::ResourceRef { kind, id, version } = reference;
+        if !matches!(pb::ResourceKind::try_from(kind), Ok(kind) if kind != pb::ResourceKind::Unspecified)
+        {
+            self.wrong("kind", format!("must be a known kind, and is {kind}"));
+        }
+        if version < 0 {
+            self.wrong("version", "must not be negative");
+        }
+        serde_json::json!({"kind": kind, "id": self.id("id", id), "version": version})
     }
 
     /// An etag, if one is given. Any other text is simply not the current one.
@@ -638,37 +646,6 @@ pub fn id(field: &str, value: String) -> Result<String> {
     let mut fields = Fields::default();
     let value = fields.id(field, value);
     fields.finish(value)
-}
-
-/// The parts of a resource that a read mask lets through.
-pub struct ReadMask(Option<Vec<u32>>);
-
-impl ReadMask {
-    /// A mask on messages of a type. An empty one and "*" let everything through; the id always comes through.
-    pub fn new<M: Name>(mask: Option<prost_types::FieldMask>) -> Result<Self> {
-        let paths = mask.unwrap_or_default().paths;
-        if paths.is_empty() || paths.iter().any(|path| path == "*") {
-            return Ok(Self(None));
-        }
-        let mut numbers: Vec<u32> = descriptor::field::<M>("id").into_iter().collect();
-        for path in paths {
-            let Some(number) = descriptor::field::<M>(&path) else {
-                let shown: String = path.chars().take(100).collect();
-                let what = format!("names {shown:?}, which does not exist");
-                return Err(Error::invalid_because(Reason::UnknownField, "read_mask", what));
-            };
-            numbers.push(number);
-        }
-        Ok(Self(Some(numbers)))
-    }
-
-    /// What the mask lets through.
-    pub fn apply<M: Message + Default>(&self, message: M) -> Result<M> {
-        match &self.0 {
-            None => Ok(message),
-            Some(numbers) => descriptor::only(&message, numbers).map_err(Error::internal),
-        }
-    }
 }
 
 pub fn timestamp(time: SystemTime) -> Option<prost_types::Timestamp> {

@@ -121,9 +121,15 @@ pub async fn create_all<'a, T: Noun>(
                     refused = Some(Error::Taken { kind: T::KIND, id, fields });
                 }
                 OnConflict::Replace => {
-                    let meta = Meta { delete_time: None, ..there.meta().clone() };
-                    there = row;
-                    *there.meta_mut() = meta;
+                    let mut next = row;
+                    *next.meta_mut() = Meta { delete_time: None, ..there.meta().clone() };
+                    // What is not the caller's stays.
+                    let names = next.document_fields().into_iter().map(|(name, _)| name);
+                    let kept: Vec<_> = names.filter(|name| !next.is_given(name)).collect();
+                    for name in kept {
+                        next.copy(name, &there);
+                    }
+                    there = next;
                     advance(&mut there, caller.acting(), tx.now);
                     replaced.push(there.clone());
                     created.push((there, Placed::Replaced));

@@ -162,7 +162,7 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
         let action = if parent.delete_time.is_some() { "DELETE" } else { "UNDELETE" };
         moved.entries.push((child.parent_id().to_owned(), Entry::of(child, action)));
     }
-    tx.save(&children).await?;
+    tx.save_meta(&children).await?;
     Ok(moved)
 }
 

@@ -73,6 +73,8 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     fn insert_new() -> &'static Query<Rows<Self>, ()>;
     /// Whole rows by uid.
     fn save() -> &'static Query<Rows<Self>, Inserted>;
+    /// Of rows by uid what the server owns, and nothing else.
+    fn save_meta() -> &'static Query<Rows<Meta>, Inserted>;
     /// What the store knows of the noun as a whole.
     fn facts() -> &'static Facts;
     /// The row again from its document.
@@ -279,7 +281,15 @@ macro_rules! noun {
                             " AND t.delete_time IS NULL) END",)*)?
                         " FROM unnest({r.unnest}) AS u ({r.*}) WHERE d.uid = u.uid RETURNING d.uid"),
                 );
-            pub(in $crate::store) const ROW_QUERIES: &[&dyn $crate::store::query::Check] = &[&INSERT, &INSERT_NEW, &SAVE];
+            pub(in $crate::store) static SAVE_META: $crate::store::query::Query<Rows<$crate::store::noun::Meta>, Inserted> =
+                $crate::store::query::Query::new(
+                    concat!($table, ".SAVE_META"),
+                    concat!(
+                        "UPDATE ", $table, " AS d SET {r.set} FROM unnest({r.unnest}) AS u ({r.*}) ",
+                        "WHERE d.uid = u.uid RETURNING d.uid"),
+                );
+            pub(in $crate::store) const ROW_QUERIES: &[&dyn $crate::store::query::Check] =
+                &[&INSERT, &INSERT_NEW, &SAVE, &SAVE_META];
         }
 
         pub static FACTS: $crate::store::noun::Facts = $crate::store::noun::Facts {
@@ -339,6 +349,10 @@ macro_rules! noun {
             }
             fn save() -> &'static $crate::store::query::Query<$crate::store::query::Rows<Self>, $crate::store::noun::Inserted> {
                 &$module::SAVE
+            }
+            fn save_meta() -> &'static $crate::store::query::Query<
+                $crate::store::query::Rows<$crate::store::noun::Meta>, $crate::store::noun::Inserted> {
+                &$module::SAVE_META
             }
             fn facts() -> &'static $crate::store::noun::Facts {
                 &FACTS

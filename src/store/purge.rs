@@ -57,12 +57,16 @@ impl Change for Purge {
     type Answer = Purged;
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
-        // Which rows it will be is unknown, so at least no two of a noun run together.
         rows.push(RowKey::new(&["purge", self.facts.kind]));
     }
 
     fn size_bytes(&self) -> usize {
         512
+    }
+
+    /// Which rows it will be is unknown.
+    fn is_alone(&self) -> bool {
+        true
     }
 
     fn apply<'a>(

@@ -41,6 +41,10 @@ impl Change for Transaction {
         self.steps.iter().map(|step| step.change.bytes()).sum()
     }
 
+    fn is_alone(&self) -> bool {
+        self.steps.iter().any(|step| step.change.wants_to_be_alone())
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

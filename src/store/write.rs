@@ -8,10 +8,11 @@ mod attempt;
 mod flight;
 mod foresight;
 mod queue;
+mod tx;
 
-pub use attempt::Tx;
 pub use foresight::{Foreseen, Insert};
 pub use queue::{WriteSettings, Writer};
+pub use tx::Tx;
 
 use super::Store;
 use super::caller::Caller;
@@ -23,8 +24,9 @@ use futures_util::future::BoxFuture;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// What a caller asks of a write beside its content.
@@ -84,6 +86,11 @@ pub trait Change: Send + Sync + Sized + 'static {
     /// one that the rest belong to.
     fn about(&self) -> Vec<(&'static str, &str)> {
         Vec::new()
+    }
+
+    /// Whether it shares its transaction with no other change, because it cannot tell beforehand what it touches.
+    fn is_alone(&self) -> bool {
+        false
     }
 
     /// Applies all changes of this kind in one batch and one tenant, in as few statements as there are steps.
@@ -159,31 +166,93 @@ impl Store {
         options: WriteOptions,
         change: C,
     ) -> Result<(C::Answer, Receipt)> {
-        let mut rows = change.keys();
-        for Precondition { kind, id, .. } in &options.preconditions {
-            rows.push(RowKey::new(&[kind, id]));
+        let (job, queued) = job(caller, options, change);
+        self.writer.submit(job).map_err(|(_, error)| error)?;
+        queued.answer().await
+    }
+
+    /// Puts a change into the queue as soon as there is room for it, which is tried until the caller's deadline.
+    pub async fn queue<C: Change>(
+        &self,
+        caller: Caller,
+        options: WriteOptions,
+        change: C,
+        on_wait: impl FnOnce(),
+    ) -> Result<Queued<C::Answer>> {
+        let deadline = caller.deadline;
+        let (mut job, queued) = job(caller, options, change);
+        let (mut pause, mut on_wait) = (ROOM_PAUSE_MIN, Some(on_wait));
+        loop {
+            let (refused, error) = match self.writer.submit(job) {
+                Ok(()) => return Ok(queued),
+                Err(refused) => refused,
+            };
+            if let Some(on_wait) = on_wait.take() {
+                on_wait();
+            }
+            if Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ROOM_PAUSE_MAX);
+            job = refused;
         }
-        if let Some(request) = &options.request {
-            rows.push(RowKey::new(&["request", &caller.principal, caller.method, &request.id]));
-        }
-        // Keys are of one tenant: the same id in two tenants is two rows.
-        for key in &mut rows {
-            *key = RowKey::new(&[&caller.tenant, &key.0.to_string()]);
-        }
-        let mut seed = [0; 32];
-        rand::fill(&mut seed);
-        let (reply, mut answer) = oneshot::channel();
-        let (fate, deadline) = (Arc::new(Fate::default()), caller.deadline);
-        let size_bytes = change.size_bytes();
-        self.writer.submit(Job {
-            caller,
-            options,
-            rows,
-            size_bytes,
-            seed,
-            fate: Arc::clone(&fate),
-            change: Box::new(Waiting { change, reply }),
-        })?;
+    }
+}
+
+/// How long to wait between looks for room in the queue: at first, and at most.
+const ROOM_PAUSE_MIN: Duration = Duration::from_millis(5);
+const ROOM_PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// What the queue takes, and where the answer comes out.
+fn job<C: Change>(
+    caller: Caller,
+    options: WriteOptions,
+    change: C,
+) -> (Box<Job>, Queued<C::Answer>) {
+    let mut rows = change.keys();
+    for Precondition { kind, id, .. } in &options.preconditions {
+        rows.push(RowKey::new(&[kind, id]));
+    }
+    if let Some(request) = &options.request {
+        rows.push(RowKey::new(&["request", &caller.principal, caller.method, &request.id]));
+    }
+    // Keys are of one tenant: the same id in two tenants is two rows.
+    for key in &mut rows {
+        *key = RowKey::new(&[&caller.tenant, &key.0.to_string()]);
+    }
+    let mut seed = [0; 32];
+    rand::fill(&mut seed);
+    let (reply, answer) = oneshot::channel();
+    let fate = Arc::new(Fate::default());
+    let queued = Queued { answer, fate: Arc::clone(&fate), deadline: caller.deadline };
+    let size_bytes = change.size_bytes();
+    // A rehearsal rolls back, so it shares its transaction with nobody, either.
+    let is_alone = options.validate_only || change.is_alone();
+    let job = Job {
+        caller,
+        options,
+        rows,
+        size_bytes,
+        is_alone,
+        seed,
+        fate,
+        change: Box::new(Waiting { change, reply }),
+    };
+    (Box::new(job), queued)
+}
+
+/// A write in the queue or beyond.
+pub struct Queued<A> {
+    answer: oneshot::Receiver<Result<(A, Receipt)>>,
+    fate: Arc<Fate>,
+    deadline: Instant,
+}
+
+impl<A> Queued<A> {
+    /// What became of it; no later than at the deadline if it is still in the queue then.
+    pub async fn answer(self) -> Result<(A, Receipt)> {
+        let Self { mut answer, fate, deadline } = self;
         let answer = match tokio::time::timeout_at(deadline, &mut answer).await {
             Ok(answer) => answer,
             Err(_) if fate.give_up() => {
@@ -238,6 +307,7 @@ struct Job {
     options: WriteOptions,
     rows: Vec<RowKey>,
     size_bytes: usize,
+    is_alone: bool,
     /// Salts are drawn from it, so that an attempt that runs again writes the same bytes.
     seed: [u8; 32],
     fate: Arc<Fate>,
@@ -283,6 +353,7 @@ pub(super) trait AnyChange: Send + Sync {
     fn keys(&self) -> Vec<RowKey>;
     fn bytes(&self) -> usize;
     fn subjects(&self) -> Vec<(&'static str, &str)>;
+    fn wants_to_be_alone(&self) -> bool;
 }
 
 impl<C: Change> AnyChange for C {
@@ -329,6 +400,10 @@ impl<C: Change> AnyChange for C {
 
     fn subjects(&self) -> Vec<(&'static str, &str)> {
         self.about()
+    }
+
+    fn wants_to_be_alone(&self) -> bool {
+        self.is_alone()
     }
 }
 

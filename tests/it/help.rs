@@ -129,6 +129,54 @@ pub fn rule(id: &str, name: &str) -> pb::CreatePolicyRuleRequest {
     }
 }
 
+/// A request to record a document, with all that it needs.
+pub fn file(id: &str) -> pb::CreateDocumentRequest {
+    pb::CreateDocumentRequest {
+        document_id: id.to_owned(),
+        document: Some(pb::Document {
+            filename: "report.pdf".to_owned(),
+            source_path: format!("/in/{id}"),
+            ..Default::default()
+        }),
+        options: None,
+    }
+}
+
+/// A request to add an analysis to a document.
+pub fn analyse(id: &str, document_id: &str) -> pb::CreateAnalysisRequest {
+    pb::CreateAnalysisRequest {
+        analysis_id: id.to_owned(),
+        analysis: Some(pb::Analysis {
+            document_id: document_id.to_owned(),
+            summary: "An invoice.".to_owned(),
+            ..Default::default()
+        }),
+        options: None,
+    }
+}
+
+/// A chunk with a text of its own.
+pub fn chunk(chunk_index: i32) -> pb::Chunk {
+    pb::Chunk { chunk_index, text: format!("text {chunk_index}"), ..Default::default() }
+}
+
+/// A request to write chunks.
+pub fn chunks(
+    document_id: &str,
+    chunks: impl IntoIterator<Item = pb::Chunk>,
+) -> pb::BatchCreateChunksRequest {
+    pb::BatchCreateChunksRequest {
+        document_id: document_id.to_owned(),
+        chunks: chunks.into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+/// Options that say what to do with what is there.
+pub fn on_conflict(on_conflict: pb::OnConflict) -> Option<pb::WriteOptions> {
+    Some(pb::WriteOptions { on_conflict: on_conflict.into(), ..Default::default() })
+}
+
 pub fn reference(kind: pb::ResourceKind, id: &str, version: i64) -> pb::ResourceRef {
     pb::ResourceRef { kind: kind.into(), id: id.to_owned(), version }
 }

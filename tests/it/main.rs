@@ -7,6 +7,7 @@
 mod help;
 
 mod admin;
+mod analysis;
 mod architecture;
 mod audit;
 mod audit_archive;
@@ -14,13 +15,16 @@ mod audit_event;
 mod audit_export;
 mod batch;
 mod batching;
+mod chunk;
 mod claim;
 mod critic_output;
 mod decision;
+mod document;
 mod embedded;
 mod errors;
 mod fault;
 mod health;
+mod ingest;
 mod legal_hold;
 mod listing;
 mod migration;

@@ -5,7 +5,9 @@ use crate::world::{config_of, connect, drop_database, new_database};
 use casebook::store::filter::{Condition, Field, Filter, Op, Value};
 use casebook::store::list::{Cursor, ListQuery, Listing, MAX_EXACT_COUNT, Order, estimated_rows};
 use casebook::store::postgres::{Conn, Lane};
-use casebook::store::{critic_output, decision, log, r#override, policy_rule, queries};
+use casebook::store::{
+    analysis, chunk, critic_output, decision, document, log, r#override, policy_rule, queries,
+};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
@@ -51,6 +53,23 @@ INSERT INTO casebook.override (tenant_id, uid, id, version, create_time, update_
 SELECT tenant_id, uid, id, 1, create_time, update_time, delete_time, '', '', uid, id, 'ALLOW', 'DENY', '', '', '',
   '', '', '', false, 0, NULL, '', '[]', '{}' FROM casebook.decision
   WHERE uid < '00000000-0000-4000-8000-000000010000';
+INSERT INTO casebook.document (tenant_id, uid, id, version, create_time, update_time, delete_time, created_by,
+  updated_by, filename, original_filename, source_path, size_bytes, mime_type, content_hash, total_chunks, status,
+  metadata, labels, owner_id, content, retention_class, subject_id)
+SELECT tenant_id, uid, id, 1, create_time, update_time, delete_time, '', '', id || '.pdf', '', '/in', NULL, '',
+  CASE WHEN uid::text LIKE '%7' THEN repeat('0', 56) || right(uid::text, 8) ELSE '' END, 10, 'pending', metadata,
+  labels, '', '{}', '', '' FROM casebook.decision WHERE uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.analysis (tenant_id, uid, id, version, create_time, update_time, delete_time, created_by,
+  updated_by, document_uid, document_id, analysis_version, category, summary, tags, raw_response, provider_used,
+  model_used, trace_id, owner_id)
+SELECT tenant_id, ('00000001-0000-4000-8000-' || lpad(n || right(uid::text, 10), 12, '0'))::uuid, id || '-' || n, 1,
+  create_time, update_time, delete_time, '', '', uid, id, n, 'c' || n, '', '[]', '{}', '', '', '', ''
+FROM casebook.document, generate_series(1, 3) n;
+INSERT INTO casebook.chunk (tenant_id, uid, id, version, create_time, update_time, delete_time, created_by, updated_by,
+  document_uid, document_id, chunk_index, text, metadata)
+SELECT tenant_id, ('00000002-0000-4000-8000-' || lpad(n || right(uid::text, 10), 12, '0'))::uuid, id || '-' || n, 1,
+  create_time, update_time, delete_time, '', '', uid, id, n, 'text', jsonb_build_object('n', id || '-' || n)
+FROM casebook.document, generate_series(0, 9) n;
 INSERT INTO casebook.policy_rule (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by, name,
   rule_type, severity, description, definition, active)
 SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', '', '', '', '', '{}', true FROM casebook.decision
@@ -382,6 +401,8 @@ async fn other_lists(filled: &Filled) {
         (&critic_output::LISTING, "critic_output_time", "critic_output_id"),
         (&r#override::LISTING, "override_time", "override_decision"),
         (&policy_rule::LISTING, "policy_rule_time", ""),
+        (&document::LISTING, "document_time", ""),
+        (&analysis::LISTING, "analysis_time", ""),
     ] {
         let order = order(listing, "create_time", true);
         let all = ListQuery { order, limit: 51, ..ListQuery::default() };
@@ -392,6 +413,35 @@ async fn other_lists(filled: &Filled) {
             filled.page(listing, &of_one).await.uses(whose).looks_at(2.0);
         }
     }
+    of_documents(filled).await;
+}
+
+async fn of_documents(filled: &Filled) {
+    let of = &document::LISTING;
+    let newest = ListQuery {
+        order: order(of, "create_time", true),
+        limit: 51,
+        parent: Some(("d.content_hash", format!("{:064}", 4717))),
+        ..ListQuery::default()
+    };
+    filled.page(of, &newest).await.uses("document_hash").unsorted().looks_at(2.0);
+    let parent = Some(("d.document_id", "d4711".to_owned()));
+    let of = &analysis::LISTING;
+    let latest = ListQuery {
+        order: order(of, "analysis_version", true),
+        limit: 51,
+        parent: parent.clone(),
+        ..ListQuery::default()
+    };
+    filled.page(of, &latest).await.uses("analysis_document").unsorted().looks_at(3.0);
+    let of = &chunk::LISTING;
+    let by_place = ["document_id", "chunk_index"].map(|name| order(of, name, false).remove(0));
+    let all = ListQuery { order: by_place.into(), limit: 51, ..ListQuery::default() };
+    filled.page(of, &all).await.uses("chunk_document").unsorted().looks_at(52.0);
+    let of_one = ListQuery { parent, ..all };
+    filled.page(of, &of_one).await.uses("chunk_document").unsorted().looks_at(10.0);
+    let found = ListQuery { filter: equals(of, "metadata.n", "d4711-3"), ..of_one };
+    filled.page(of, &found).await.looks_at(10.0);
 }
 
 async fn totals(filled: &Filled) {
@@ -424,6 +474,8 @@ const NOBODY_RUNS: &[&str] = &[
     "critic_output.LOCK_DELETED",
     "override.LOCK_DELETED",
     "policy_rule.LOCK_DELETED",
+    "analysis.LOCK_DELETED",
+    "chunk.LOCK_DELETED",
     "tenant.LOCK_DELETED",
     "api_token.LOCK_DELETED",
 ];

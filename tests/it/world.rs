@@ -318,6 +318,11 @@ impl As {
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
     }
 
+    pub fn documents(&self) -> pb::document_service_client::DocumentServiceClient<Wire> {
+        let client = pb::document_service_client::DocumentServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
     pub fn policies(&self) -> pb::policy_service_client::PolicyServiceClient<Wire> {
         pb::policy_service_client::PolicyServiceClient::new(self.wire())
     }

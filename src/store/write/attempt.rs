@@ -1,12 +1,13 @@
 //! One attempt at a batch: claim, apply, number, append, COMMIT, in three flights to the server, or in one.
 
+use super::Tx;
 use super::flight::Flight;
 use super::foresight::{self, Foresight, Moment};
 use super::{Job, Kind, Outcome, Precondition, Receipt, Wanted};
 use crate::store::log::{self, Appended, Entry, LogRow};
-use crate::store::noun::{Live, Noun};
+use crate::store::noun::Live;
 use crate::store::postgres::{Conn, in_order, read_rows};
-use crate::store::query::{FromRow, Params, Query, Rows};
+use crate::store::query::{Params, Rows};
 use crate::store::request_ledger::{self as ledger, Claimed};
 use crate::store::{facts, tenant};
 use crate::{Error, Reason, Result};
@@ -16,117 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tokio_postgres::{Row, Statement};
-use uuid::Uuid;
-
-/// An open transaction of the one writer, in one tenant. Only this file makes one.
-pub struct Tx<'a> {
-    conn: &'a Conn,
-    tenant: &'a str,
-    /// The transaction's time, PostgreSQL's.
-    pub now: SystemTime,
-    /// In a batch of several tenants, whose statements are in flight together, each statement is sent right behind
-    /// its own tenant setting; a batch of one tenant sets it once.
-    set_tenant: Option<&'a Statement>,
-}
-
-impl Tx<'_> {
-    /// Runs one statement as this tenant.
-    pub async fn run<P: Params, R: FromRow>(
-        &self,
-        query: &Query<P, R>,
-        params: &P,
-    ) -> Result<Vec<R>> {
-        // Prepared before anything is sent, so that nothing comes between the setting and the statement.
-        let statement = self.conn.prepare(query.sql()).await?;
-        let params = params.as_sql();
-        let rows = self.conn.client().query(&statement, &params);
-        let rows = match self.set_tenant {
-            None => rows.await?,
-            Some(set) => {
-                let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&self.tenant];
-                // Both are sent on the first poll of this join, one behind the other: the driver queues a message when
-                // its future is first polled, and only one task polls this connection's transaction.
-                let (set, rows) = futures_util::join!(self.conn.client().query(set, &tenant), rows);
-                set?;
-                rows?
-            }
-        };
-        read_rows(&rows)
-    }
-
-    /// Runs a statement built for this change. It is not kept: its text depends on what the caller asked.
-    pub async fn dynamic(
-        &self,
-        sql: &str,
-        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-    ) -> Result<Vec<Row>> {
-        let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&self.tenant];
-        if let Some(set) = self.set_tenant {
-            // Prepared first, so that nothing comes between the setting and the statement.
-            let statement = self.conn.client().prepare(sql).await?;
-            let (set, rows) = futures_util::join!(
-                self.conn.client().query(set, &tenant),
-                self.conn.client().query(&statement, params)
-            );
-            set?;
-            return Ok(rows?);
-        }
-        Ok(self.conn.client().query(sql, params).await?)
-    }
-
-    /// Live rows by id, locked; missing ones are left out.
-    pub async fn lock<T: Noun>(&self, ids: Vec<String>) -> Result<HashMap<String, T>> {
-        by_id(self.run(T::lock(), &(ids,)).await?)
-    }
-
-    /// The rows deleted last under the ids, locked; missing ones are left out.
-    pub async fn lock_deleted<T: Noun>(&self, ids: Vec<String>) -> Result<HashMap<String, T>> {
-        by_id(self.run(T::lock_deleted(), &(ids,)).await?)
-    }
-
-    /// Inserts new rows; answers for each whether its id was free.
-    pub async fn insert<T: Noun>(&self, rows: &[T]) -> Result<Vec<bool>> {
-        let inserted = self.run(T::insert(), &T::unnest(rows.iter())).await?;
-        if inserted.len() == rows.len() {
-            return Ok(vec![true; rows.len()]);
-        }
-        let inserted: std::collections::HashSet<_> =
-            inserted.into_iter().map(|row| row.uid).collect();
-        Ok(rows.iter().map(|row| inserted.contains(&row.meta().uid)).collect())
-    }
-
-    /// Tells those who have been waiting for the ids of new rows.
-    pub async fn resolve<'r, T: Noun>(&self, new: impl Iterator<Item = &'r T>) -> Result<()> {
-        let Some(resolve) = T::facts().resolve else { return Ok(()) };
-        let named: (Vec<String>, Vec<Uuid>) =
-            new.map(|row| (row.id().to_owned(), row.meta().uid)).unzip();
-        if !named.0.is_empty() {
-            self.run(resolve, &named).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes back rows that were locked before.
-    pub async fn save<T: Noun>(&self, rows: &[T]) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let saved = self.run(T::save(), &T::unnest(rows.iter())).await?;
-        if saved.len() == rows.len() {
-            return Ok(());
-        }
-        Err(Error::internal(format!(
-            "saved {} of {} locked {} rows",
-            saved.len(),
-            rows.len(),
-            T::KIND
-        )))
-    }
-}
-
-fn by_id<T: Noun>(rows: Vec<T>) -> Result<HashMap<String, T>> {
-    Ok(rows.into_iter().map(|row| (row.id().to_owned(), row)).collect())
-}
 
 /// What became of one job of a batch.
 pub(super) enum Verdict {

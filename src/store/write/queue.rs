@@ -96,8 +96,8 @@ impl Writer {
         Self(Arc::new(Shared { backend, metrics, settings, foresight, state }))
     }
 
-    /// Queues a job. Refuses it when its tenant, or all together, have too much waiting.
-    pub(super) fn submit(&self, job: Job) -> Result<()> {
+    /// Queues a job. Gives it back when its tenant, or all together, have too much waiting.
+    pub(super) fn submit(&self, job: Box<Job>) -> Result<(), (Box<Job>, Error)> {
         let mut state = self.0.state();
         let settings = &self.0.settings;
         if state.refusal(&job, settings).is_some() {
@@ -106,13 +106,14 @@ impl Writer {
             self.0.metrics.write_queue.set(state.waiting as i64);
         }
         if let Some(message) = state.refusal(&job, settings) {
-            return Err(Error::Exhausted {
+            let error = Error::Exhausted {
                 reason: Reason::Overloaded,
                 message: message.into(),
                 retry_after: Some(Duration::from_millis(200)),
-            });
+            };
+            return Err((job, error));
         }
-        state.push(job);
+        state.push(*job);
         self.0.metrics.write_queue.set(state.waiting as i64);
         self.wake(&mut state);
         Ok(())
@@ -385,8 +386,7 @@ impl State {
             let more = !queue.jobs.is_empty();
             let blocked =
                 job.rows.iter().any(|row| self.busy.contains(row) || wanted.contains(row));
-            // A rehearsal rolls back, so it shares its transaction with nobody.
-            let alone = job.options.validate_only;
+            let alone = job.is_alone;
             if blocked || (alone && !batch.is_empty()) {
                 if !blocked {
                     next.get_or_insert_with(|| Arc::clone(&tenant));
@@ -432,7 +432,7 @@ impl State {
             }
         }
         self.queues.retain(|_, queue| !queue.jobs.is_empty());
-        // Else a rehearsal would never come first while another tenant fills batch after batch.
+        // Else one that goes alone would never come first while another tenant fills batch after batch.
         if let Some(tenant) = next {
             self.turns.retain(|other| *other != tenant);
             self.turns.push_front(tenant);

@@ -1,0 +1,356 @@
+//! Writing chunks in bulk: many places of a document in one change, in as few statements as there are steps.
+
+use super::caller::Caller;
+use super::change::{OnConflict, advance, rows_of, stamp};
+use super::chunk::{self, Chunk};
+use super::document::Document;
+use super::log::{Entry, LogRow};
+use super::noun::{Meta, Noun};
+use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
+use crate::{Error, Result};
+use futures_util::future::BoxFuture;
+use std::collections::{HashMap, HashSet};
+use uuid::Uuid;
+
+/// Writes chunks of a document, all or none.
+///
+/// Under REPLACE the request says what stands at its places. A live chunk there gets the new text and metadata and
+/// keeps its uid and its id; but if the caller gives another id, the chunk there is deleted, and a new one stands in its
+/// place. What a request deletes goes first, so its ids are free for the request's own chunks: ids may change places.
+pub struct WriteChunks {
+    pub document_id: String,
+    /// No two at one place, and no two with one id.
+    pub rows: Vec<Chunk>,
+    pub on_conflict: OnConflict,
+    /// Deletes what stands from here on and is not in `rows`.
+    pub delete_from_index: Option<i32>,
+}
+
+/// What became of chunks.
+pub struct WrittenChunks {
+    /// In the order of the request.
+    pub chunk_ids: Vec<String>,
+    /// The document's.
+    pub total_chunks: i32,
+    /// How many are new or replaced.
+    pub written: usize,
+}
+
+impl Change for WriteChunks {
+    type Answer = WrittenChunks;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.push(RowKey::new(&[Document::KIND, &self.document_id]));
+    }
+
+    fn size_bytes(&self) -> usize {
+        512 + self.rows.iter().map(Chunk::size_bytes).sum::<usize>()
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.rows.iter().map(|row| (Chunk::KIND, row.id.as_str())).collect()
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<WrittenChunks>>>> {
+        Box::pin(async move {
+            let ids = changes.iter().map(|a| a.change.document_id.clone()).collect();
+            let mut documents = tx.lock::<Document>(ids).await?;
+            let works = changes.iter().map(|Applied { change, caller }| {
+                let document = documents.remove(&change.document_id)?;
+                Some(Work::new(change, caller, document, tx))
+            });
+            let mut works: Vec<Option<Work>> = works.collect();
+            write(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
+            let outcomes = works.into_iter().zip(changes).map(|(work, applied)| match work {
+                Some(work) => work.outcome(),
+                None => {
+                    let id = &applied.change.document_id;
+                    Outcome::Failed(Error::not_found(Document::KIND, id))
+                }
+            });
+            Ok(outcomes.collect())
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<WrittenChunks> {
+        let missing = || Error::internal("a replayed answer lacks a row");
+        let document: Document = rows_of(entries)?.pop().ok_or_else(missing)?;
+        let chunks: Vec<Chunk> = rows_of(entries)?;
+        let live = chunks.into_iter().filter(|chunk| chunk.meta.delete_time.is_none());
+        let mut at: HashMap<i32, String> = live.map(|row| (row.chunk_index, row.id)).collect();
+        let chunk_ids = self.rows.iter().map(|row| at.remove(&row.chunk_index).ok_or_else(missing));
+        // The call's own entries are the last ones; if it made none, its receipt says that nothing was written.
+        let is_own = |entry: &LogRow, last: &LogRow| {
+            (entry.time, &entry.request_id) == (last.time, &last.request_id)
+                && entry.kind == Chunk::KIND
+                && entry.action != "DELETE"
+        };
+        let last = entries.last().ok_or_else(missing)?;
+        Ok(WrittenChunks {
+            chunk_ids: chunk_ids.collect::<Result<_>>()?,
+            total_chunks: document.total_chunks,
+            written: entries.iter().filter(|entry| is_own(entry, last)).count(),
+        })
+    }
+}
+
+/// How a chunk of the request stands.
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// To be inserted.
+    Open,
+    New,
+    Replaced,
+    Equal,
+}
+
+/// One change on its way through the steps.
+struct Work<'a> {
+    change: &'a WriteChunks,
+    caller: &'a Caller,
+    document: Document,
+    rows: Vec<(Chunk, State)>,
+    /// What it deletes.
+    gone: Vec<Chunk>,
+    refused: Option<Error>,
+    wrote: bool,
+}
+
+impl<'a> Work<'a> {
+    fn new(change: &'a WriteChunks, caller: &'a Caller, document: Document, tx: &Tx<'_>) -> Self {
+        let rows = change.rows.iter().map(|row| {
+            let mut row = stamp(row, caller.acting(), tx.now);
+            row.document_uid = document.meta.uid;
+            (row, State::Open)
+        });
+        let rows = rows.collect();
+        Self { change, caller, document, rows, gone: Vec::new(), refused: None, wrote: false }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.refused.is_none()
+    }
+
+    fn deletes(&mut self, mut chunk: Chunk, tx: &Tx<'_>) {
+        chunk.meta.delete_time = Some(tx.now);
+        advance(&mut chunk, self.caller.acting(), tx.now);
+        self.gone.push(chunk);
+    }
+
+    /// Deletes of the chunks from `delete_from_index` on those at whose places nothing else comes.
+    fn cut(&mut self, tail: &mut HashMap<Uuid, Vec<Chunk>>, there: &mut There, tx: &Tx<'_>) {
+        let Some(tail) = tail.remove(&self.document.meta.uid) else { return };
+        let places: HashSet<i32> = self.rows.iter().map(|(row, _)| row.chunk_index).collect();
+        for chunk in tail {
+            if places.contains(&chunk.chunk_index) {
+                there.insert((chunk.document_uid, chunk.chunk_index), chunk);
+            } else {
+                self.deletes(chunk, tx);
+            }
+        }
+    }
+
+    /// Settles the chunks that could not be inserted at once, each by the request's rule.
+    fn settle(&mut self, there: &mut There, tx: &Tx<'_>) {
+        let freed: HashSet<String> = self.gone.iter().map(|chunk| chunk.id.clone()).collect();
+        let mut rows = std::mem::take(&mut self.rows);
+        for (row, state) in rows.iter_mut().filter(|(_, state)| *state == State::Open) {
+            match there.remove(&(row.document_uid, row.chunk_index)) {
+                Some(there) => self.meet(row, state, there, tx),
+                // Its place is free, so its id is taken; perhaps by what goes.
+                None if self.change.on_conflict == OnConflict::Replace => {}
+                None if freed.contains(&row.id) => {}
+                None => self.refuse(Chunk::taken(&row.id)),
+            }
+            if !self.goes_on() {
+                break;
+            }
+        }
+        self.rows = rows;
+    }
+
+    /// A chunk of the request comes to where one stands.
+    fn meet(&mut self, row: &mut Chunk, state: &mut State, mut there: Chunk, tx: &Tx<'_>) {
+        let mut fields = there.differing_fields(row);
+        if row.id == row.meta.uid.to_string() {
+            fields.retain(|field| field != "id");
+        }
+        match self.change.on_conflict {
+            OnConflict::Fail => self.refuse(Chunk::taken(&there.id)),
+            _ if fields.is_empty() => {
+                *row = there;
+                *state = State::Equal;
+            }
+            OnConflict::ReturnIfEqual => {
+                self.refuse(Error::Taken { kind: Chunk::KIND, id: there.id, fields });
+            }
+            // It stays open, and is inserted when the other one has gone.
+            OnConflict::Replace if fields.iter().any(|field| field == "id") => {
+                self.deletes(there, tx);
+            }
+            OnConflict::Replace => {
+                row.id = std::mem::take(&mut there.id);
+                row.meta = Meta { delete_time: None, ..there.meta };
+                advance(row, self.caller.acting(), tx.now);
+                *state = State::Replaced;
+            }
+        }
+    }
+
+    fn refuse(&mut self, error: Error) {
+        self.refused.get_or_insert(error);
+    }
+
+    fn count(&self, wanted: State) -> usize {
+        self.rows.iter().filter(|(_, state)| *state == wanted).count()
+    }
+
+    /// Counts the document's chunks anew; true if their number has changed.
+    fn recount(&mut self, tx: &Tx<'_>) -> bool {
+        let (new, gone) = (self.count(State::New) as i32, self.gone.len() as i32);
+        if new == gone {
+            return false;
+        }
+        self.document.total_chunks += new - gone;
+        advance(&mut self.document, self.caller.acting(), tx.now);
+        true
+    }
+
+    fn outcome(self) -> Outcome<WrittenChunks> {
+        if let Some(error) = self.refused {
+            return if self.wrote { Outcome::Spoiled(error) } else { Outcome::Failed(error) };
+        }
+        let written = self.count(State::New) + self.count(State::Replaced);
+        let recounted = self.count(State::New) != self.gone.len();
+        let mut entries = Vec::with_capacity(written + self.gone.len() + 1);
+        let mut shown = Vec::new();
+        // First what goes: its id may come back at another place.
+        entries.extend(self.gone.iter().map(|chunk| Entry::of(chunk, "DELETE")));
+        for (row, state) in &self.rows {
+            match state {
+                State::New | State::Open => entries.push(Entry::of(row, "CREATE")),
+                State::Replaced => entries.push(Entry::of(row, "UPDATE")),
+                State::Equal => shown.push(Shown::of(row)),
+            }
+        }
+        if recounted {
+            entries.push(Entry::of(&self.document, "INGEST"));
+        } else {
+            shown.push(Shown::of(&self.document));
+        }
+        let answer = WrittenChunks {
+            chunk_ids: self.rows.into_iter().map(|(row, _)| row.id).collect(),
+            total_chunks: self.document.total_chunks,
+            written,
+        };
+        Outcome::Done { answer, entries, shown }
+    }
+}
+
+/// Live chunks by place.
+type There = HashMap<(Uuid, i32), Chunk>;
+
+/// All works at once, step by step. Most end with the first insert: what the others need is not asked for before.
+async fn write(tx: &Tx<'_>, works: &mut [&mut Work<'_>]) -> Result<()> {
+    let mut there = There::new();
+    let mut tail = tail(tx, works).await?;
+    for work in works.iter_mut() {
+        work.cut(&mut tail, &mut there, tx);
+    }
+    insert(tx, works, |row| !there.contains_key(&(row.document_uid, row.chunk_index))).await?;
+
+    let open = works.iter().flat_map(|work| &work.rows).filter(|(_, state)| *state == State::Open);
+    let unknown = open.map(|(row, _)| (row.document_uid, row.chunk_index));
+    let unknown: (Vec<Uuid>, Vec<i32>) = unknown.filter(|place| !there.contains_key(place)).unzip();
+    if !unknown.0.is_empty() {
+        let found = tx.run(&chunk::AT, &unknown).await?.into_iter();
+        there.extend(found.map(|row| ((row.document_uid, row.chunk_index), row)));
+    }
+    for work in works.iter_mut() {
+        work.settle(&mut there, tx);
+    }
+
+    let going = || works.iter().filter(|work| work.goes_on());
+    let gone: Vec<Chunk> = going().flat_map(|work| work.gone.iter().cloned()).collect();
+    let replaced = going().flat_map(|work| &work.rows);
+    let replaced = replaced.filter(|(_, state)| *state == State::Replaced);
+    let replaced: Vec<Chunk> = replaced.map(|(row, _)| row.clone()).collect();
+    tx.save_meta(&gone).await?;
+    tx.save(&replaced).await?;
+    for work in works.iter_mut().filter(|work| work.goes_on()) {
+        work.wrote |= !work.gone.is_empty() || work.count(State::Replaced) > 0;
+    }
+    reuse_no_later_id(works);
+    insert(tx, works, |_| true).await?;
+    for work in works.iter_mut().filter(|work| work.goes_on()) {
+        let taken = work.rows.iter().find(|(_, state)| *state == State::Open);
+        if let Some(error) = taken.map(|(row, _)| Chunk::taken(&row.id)) {
+            work.refuse(error);
+        }
+    }
+
+    let mut counted = Vec::new();
+    for work in works.iter_mut().filter(|work| work.goes_on()) {
+        if work.recount(tx) {
+            work.wrote = true;
+            counted.push(work.document.clone());
+        }
+    }
+    tx.save(&counted).await
+}
+
+/// The live chunks from where the works delete on, by document.
+async fn tail(tx: &Tx<'_>, works: &[&mut Work<'_>]) -> Result<HashMap<Uuid, Vec<Chunk>>> {
+    let mut tail: HashMap<Uuid, Vec<Chunk>> = HashMap::new();
+    let from = works.iter().filter(|work| work.document.total_chunks > 0);
+    let from = from.filter_map(|w| Some((w.document.meta.uid, w.change.delete_from_index?)));
+    let from: (Vec<Uuid>, Vec<i32>) = from.unzip();
+    if !from.0.is_empty() {
+        for chunk in tx.run(&chunk::FROM, &from).await? {
+            tail.entry(chunk.document_uid).or_default().push(chunk);
+        }
+    }
+    Ok(tail)
+}
+
+/// Inserts the open chunks that may be; those whose place and id are free are new.
+async fn insert(
+    tx: &Tx<'_>,
+    works: &mut [&mut Work<'_>],
+    may_be: impl Fn(&Chunk) -> bool,
+) -> Result<()> {
+    let is_tried =
+        |(row, state): &&(Chunk, State)| -> bool { *state == State::Open && may_be(row) };
+    let going = works.iter().filter(|work| work.goes_on());
+    let tried: Vec<&Chunk> =
+        going.flat_map(|work| &work.rows).filter(is_tried).map(|(row, _)| row).collect();
+    if tried.is_empty() {
+        return Ok(());
+    }
+    let mut inserted = tx.insert_those(&tried).await?.into_iter();
+    for work in works.iter_mut().filter(|work| work.goes_on()) {
+        for row in &mut work.rows {
+            if is_tried(&&*row) && inserted.next() == Some(true) {
+                row.1 = State::New;
+                work.wrote = true;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The log tells the works one after another, so none may use an id that only a later one sets free.
+fn reuse_no_later_id(works: &mut [&mut Work<'_>]) {
+    let mut freed: HashSet<String> = HashSet::new();
+    for work in works.iter_mut().rev() {
+        let open = work.rows.iter().filter(|(_, state)| *state == State::Open);
+        let early = open.map(|(row, _)| row).find(|row| freed.contains(&row.id));
+        if let Some(error) = early.map(|row| Chunk::taken(&row.id)) {
+            work.refuse(error);
+        }
+        freed.extend(work.gone.iter().map(|chunk| chunk.id.clone()));
+    }
+}

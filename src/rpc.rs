@@ -17,6 +17,8 @@ pub mod json;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;
+pub mod precedent;
+pub mod precedent_reference;
 pub mod resource;
 pub mod status;
 pub mod tenant;
@@ -95,12 +97,14 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::decision_service_server::DecisionServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
+    use pb::precedent_service_server::PrecedentServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     let health = api.health.clone();
     Routes::default()
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
         .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
+        .add_service(limited!(PrecedentServiceServer::new(api.clone()), large))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
         .add_service(limited!(AdminServiceServer::new(api), small))
@@ -243,21 +247,20 @@ impl Parts {
         lister: &Lister<'_>,
         selection: Selection,
     ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
-        let Lister { pager, page, listing } = lister;
-        let Selection { filter, show_deleted, parent, window, snapshot } = selection;
-        let query = ListQuery {
-            filter,
-            order: page.order.clone(),
-            after: page.after.clone(),
-            limit: page.size,
-            skip: page.skip,
-            show_deleted,
-            parent,
-            window,
-            snapshot: page.snapshot.or(snapshot),
-        };
-        let found: snapshot::Page<R> =
-            self.store.list(caller, listing, query, page.include_total_size).await?;
+        let query = lister.query(selection);
+        let wants_total = lister.page.include_total_size;
+        let found = self.store.list(caller, lister.listing, query, wants_total).await?;
+        self.page_of(caller, lister, found)
+    }
+
+    /// A page as it is answered.
+    fn page_of<R>(
+        &self,
+        caller: &Caller,
+        lister: &Lister<'_>,
+        found: snapshot::Page<R>,
+    ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
+        let Lister { pager, page, .. } = lister;
         let next_page_token = match found.next {
             Some(cursor_key) => pager.next(page, cursor_key, found.seq)?,
             None => String::new(),
@@ -327,6 +330,24 @@ struct Lister<'a> {
 }
 
 impl Lister<'_> {
+    /// What the store shall read for this page.
+    fn query(&self, selection: Selection) -> ListQuery {
+        let Selection { filter, show_deleted, parent, window, snapshot } = selection;
+        let page = &self.page;
+        ListQuery {
+            filter,
+            order: page.order.clone(),
+            after: page.after.clone(),
+            limit: page.size,
+            skip: page.skip,
+            show_deleted,
+            parent,
+            window,
+            snapshot: page.snapshot.or(snapshot),
+            ..ListQuery::default()
+        }
+    }
+
     fn filter(&self, selector: Option<pb::Selector>) -> Result<Filter> {
         filter::selector(self.listing.fields, selector, "where")
     }

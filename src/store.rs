@@ -19,6 +19,8 @@ pub mod r#override;
 mod pace;
 pub mod policy_rule;
 pub mod postgres;
+pub mod precedent;
+pub mod precedent_reference;
 pub mod query;
 pub mod read;
 pub mod request_ledger;
@@ -50,6 +52,8 @@ pub const NOUNS: &[&Facts] = &[
     &decision::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
+    &precedent::FACTS,
+    &precedent_reference::FACTS,
     &tenant::FACTS,
     &verification::FACTS,
 ];

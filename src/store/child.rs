@@ -63,6 +63,7 @@ macro_rules! child {
 }
 
 /// A parent that was just deleted, or undeleted after `hidden_since`.
+#[derive(Clone, Copy)]
 pub struct Move<'a> {
     pub id: &'a str,
     pub delete_time: Option<SystemTime>,
@@ -74,7 +75,7 @@ pub struct Move<'a> {
 #[derive(Default)]
 pub struct Moved {
     entries: Vec<(String, Entry)>,
-    /// What cannot come back, because its id has been taken since.
+    /// What cannot come back, because its id, or what else no two share, has been taken since.
     taken: Vec<(String, Error)>,
 }
 
@@ -82,6 +83,11 @@ impl Moved {
     pub fn extend(&mut self, other: Self) {
         self.entries.extend(other.entries);
         self.taken.extend(other.taken);
+    }
+
+    /// A parent's children cannot come back.
+    pub fn refuse(&mut self, parent: String, error: Error) {
+        self.taken.push((parent, error));
     }
 }
 

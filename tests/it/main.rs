@@ -23,6 +23,8 @@ mod r#override;
 mod pages;
 mod plan;
 mod policy_rule;
+mod precedent;
+mod precedent_reference;
 mod process;
 mod readme;
 mod reasons;

@@ -322,6 +322,16 @@ impl As {
         pb::policy_service_client::PolicyServiceClient::new(self.wire())
     }
 
+    pub fn precedents(&self) -> pb::precedent_service_client::PrecedentServiceClient<Wire> {
+        let client = pb::precedent_service_client::PrecedentServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
+    pub fn claims(&self) -> pb::claim_service_client::ClaimServiceClient<Wire> {
+        let client = pb::claim_service_client::ClaimServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
     pub fn audit(&self) -> pb::audit_service_client::AuditServiceClient<Wire> {
         pb::audit_service_client::AuditServiceClient::new(self.wire())
             .max_decoding_message_size(64 << 20)

@@ -86,9 +86,21 @@ BEGIN
 END
 $$;
 
+-- For the service, which makes it anew for a version that is in the log only.
+CREATE FUNCTION wall.search_vector(tenant_id text, first text, second text, third text) RETURNS tsvector
+LANGUAGE sql IMMUTABLE STRICT SECURITY DEFINER SET search_path = '' AS $$
+  SELECT casebook.search_vector(tenant_id, first, second, third)
+$$;
+REVOKE ALL ON FUNCTION wall.search_vector(text, text, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.search_vector(text, text, text, text) TO casebook_app;
+
 -- The words of a file name.
 CREATE FUNCTION casebook.words(file_name text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT AS $$ SELECT file_name || ' ' || translate(file_name, './_-\', '     ') $$;
+CREATE FUNCTION wall.words(file_name text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SECURITY DEFINER SET search_path = '' AS $$ SELECT casebook.words(file_name) $$;
+REVOKE ALL ON FUNCTION wall.words(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.words(text) TO casebook_app;
 
 -- The last number of each tenant's log. Its row is locked last in a write, so that the lock is short.
 CREATE TABLE casebook.log_head (

@@ -25,7 +25,7 @@ CREATE TABLE casebook.decision (
   -- Like casebook.search_vector, which costs more than the rest of the row; 64 KiB of reason cannot make it raise.
   search tsvector GENERATED ALWAYS AS (
     setweight(to_tsvector('pg_catalog.english'::regconfig, reason), 'A')
-    || setweight(to_tsvector('pg_catalog.simple'::regconfig, final_verdict), 'B')
+    || setweight(to_tsvector('pg_catalog.english'::regconfig, final_verdict), 'B')
     || array_to_tsvector(ARRAY['tenant:' || tenant_id])) STORED,
   PRIMARY KEY (tenant_id, uid)
 );

@@ -20,6 +20,7 @@ pub mod policy_rule;
 pub mod precedent;
 pub mod precedent_reference;
 pub mod resource;
+pub mod search;
 pub mod status;
 pub mod tenant;
 pub mod token;
@@ -98,6 +99,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::precedent_service_server::PrecedentServiceServer;
+    use pb::search_service_server::SearchServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     let health = api.health.clone();
     Routes::default()
@@ -105,6 +107,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(PrecedentServiceServer::new(api.clone()), large))
+        .add_service(limited!(SearchServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
         .add_service(limited!(AdminServiceServer::new(api), small))

@@ -24,6 +24,7 @@ pub mod precedent_reference;
 pub mod query;
 pub mod read;
 pub mod request_ledger;
+pub mod search;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;

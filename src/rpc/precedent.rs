@@ -3,7 +3,7 @@
 use super::precedent_reference::read_walk;
 use super::resource::{New, Resource};
 use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX};
-use super::{Answer, Api, json};
+use super::{Answer, Api, json, search};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::noun::Noun;
@@ -106,14 +106,9 @@ impl pb::precedent_service_server::PrecedentService for Api {
 
     async fn find_precedents(
         &self,
-        _: Request<pb::FindPrecedentsRequest>,
+        request: Request<pb::FindPrecedentsRequest>,
     ) -> Answer<pb::FindPrecedentsResponse> {
-        let refused = crate::Error::Refused {
-            reason: crate::Reason::Unimplemented,
-            message: "precedents cannot be searched yet".into(),
-            metadata: Vec::new(),
-        };
-        Err(refused.into())
+        Ok(Response::new(search::find_precedents(self, request).await?))
     }
 }
 

@@ -226,7 +226,8 @@ impl Listing {
         (sql, params)
     }
 
-    fn sources(&self, query: &ListQuery, params: &mut Params) -> Vec<Source> {
+    /// The rows as they stand: first those of the table, then, at a snapshot, those that the log alone has as they were.
+    pub(super) fn sources(&self, query: &ListQuery, params: &mut Params) -> Vec<Source> {
         let table = self.table;
         let Some(seq) = query.snapshot else {
             return vec![Source { from: format!("{table} AS d"), condition: None }];
@@ -263,13 +264,13 @@ CROSS JOIN LATERAL jsonb_populate_record(NULL::{table}, convert_from(stood.docum
 }
 
 /// Rows called `d`.
-struct Source {
-    from: String,
-    condition: Option<String>,
+pub(super) struct Source {
+    pub from: String,
+    pub condition: Option<String>,
 }
 
 impl Source {
-    fn rows(&self, select: &str, conditions: &[&[String]]) -> String {
+    pub fn rows(&self, select: &str, conditions: &[&[String]]) -> String {
         let all: Vec<_> =
             self.condition.iter().chain(conditions.iter().copied().flatten()).cloned().collect();
         let condition = if all.is_empty() { "TRUE".into() } else { all.join("\n  AND ") };

@@ -185,6 +185,8 @@ const LOOSE_SQL: &[(&str, &str)] = &[
     ("src/store/list.rs", "filters and orders are the caller's"),
     ("src/store/decision.rs", "so are the groups of statistics"),
     ("src/store/verification.rs", "and the filters of statistics"),
+    ("src/store/search/ranking.rs", "so are the filters of searches"),
+    ("src/store/search/precedents.rs", "and of precedents"),
     ("src/store/precedent_reference.rs", "what is hidden depends on the revision"),
     ("src/store/noun.rs", "the statements that every noun has"),
     ("src/store/child.rs", "and those that every child has"),

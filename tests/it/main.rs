@@ -30,6 +30,7 @@ mod readme;
 mod reasons;
 mod removal;
 mod schema;
+mod search;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod statistics;

@@ -327,6 +327,11 @@ impl As {
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
     }
 
+    pub fn search(&self) -> pb::search_service_client::SearchServiceClient<Wire> {
+        let client = pb::search_service_client::SearchServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20)
+    }
+
     pub fn claims(&self) -> pb::claim_service_client::ClaimServiceClient<Wire> {
         let client = pb::claim_service_client::ClaimServiceClient::new(self.wire());
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)

@@ -98,6 +98,14 @@ BEGIN
 END
 $$;
 
+-- For the service, which makes it anew for a version that is in the log only.
+CREATE FUNCTION wall.search_vector(tenant_id text, first text, second text, third text) RETURNS tsvector
+LANGUAGE sql IMMUTABLE STRICT SECURITY DEFINER SET search_path = '' AS $$
+  SELECT casebook.search_vector(tenant_id, first, second, third)
+$$;
+REVOKE ALL ON FUNCTION wall.search_vector(text, text, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wall.search_vector(text, text, text, text) TO casebook_app;
+
 -- What a person typed, as a query: words, "phrases", -not, or; also a & b and a | b. Never raises. To be used as
 -- `search @@ (wall.search_query($1) && quote_literal('tenant:acme')::tsquery)`, and without the tenant for ranks.
 CREATE FUNCTION wall.search_query(typed text) RETURNS tsquery

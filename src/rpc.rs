@@ -22,8 +22,11 @@ pub mod legal_hold;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;
+pub mod precedent;
+pub mod precedent_reference;
 pub mod resource;
 pub mod retention_policy;
+pub mod search;
 pub mod status;
 pub mod stream;
 pub mod tenant;
@@ -113,7 +116,9 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::document_service_server::DocumentServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::policy_service_server::PolicyServiceServer;
+    use pb::precedent_service_server::PrecedentServiceServer;
     use pb::retention_service_server::RetentionServiceServer;
+    use pb::search_service_server::SearchServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     use pb::transaction_service_server::TransactionServiceServer;
     let health = api.health.clone();
@@ -122,6 +127,8 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
         .add_service(limited!(DocumentServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
+        .add_service(limited!(PrecedentServiceServer::new(api.clone()), large))
+        .add_service(limited!(SearchServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
         .add_service(limited!(RetentionServiceServer::new(api.clone()), small))
@@ -266,21 +273,20 @@ impl Parts {
         lister: &Lister<'_>,
         selection: Selection,
     ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
-        let Lister { pager, page, listing } = lister;
-        let Selection { filter, show_deleted, parent, window, snapshot } = selection;
-        let query = ListQuery {
-            filter,
-            order: page.order.clone(),
-            after: page.after.clone(),
-            limit: page.size,
-            skip: page.skip,
-            show_deleted,
-            parent,
-            window,
-            snapshot: page.snapshot.or(snapshot),
-        };
-        let found: snapshot::Page<R> =
-            self.store.list(caller, listing, query, page.include_total_size).await?;
+        let query = lister.query(selection);
+        let wants_total = lister.page.include_total_size;
+        let found = self.store.list(caller, lister.listing, query, wants_total).await?;
+        self.page_of(caller, lister, found)
+    }
+
+    /// A page as it is answered.
+    fn page_of<R>(
+        &self,
+        caller: &Caller,
+        lister: &Lister<'_>,
+        found: snapshot::Page<R>,
+    ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
+        let Lister { pager, page, .. } = lister;
         let next_page_token = match found.next {
             Some(cursor_key) => pager.next(page, cursor_key, found.seq)?,
             None => String::new(),
@@ -349,6 +355,24 @@ struct Lister<'a> {
 }
 
 impl Lister<'_> {
+    /// What the store shall read for this page.
+    fn query(&self, selection: Selection) -> ListQuery {
+        let Selection { filter, show_deleted, parent, window, snapshot } = selection;
+        let page = &self.page;
+        ListQuery {
+            filter,
+            order: page.order.clone(),
+            after: page.after.clone(),
+            limit: page.size,
+            skip: page.skip,
+            show_deleted,
+            parent,
+            window,
+            snapshot: page.snapshot.or(snapshot),
+            ..ListQuery::default()
+        }
+    }
+
     fn filter(&self, selector: Option<pb::Selector>) -> Result<Filter> {
         filter::selector(self.listing.fields, selector, "where")
     }

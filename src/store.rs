@@ -27,11 +27,14 @@ pub mod r#override;
 mod pace;
 pub mod policy_rule;
 pub mod postgres;
+pub mod precedent;
+pub mod precedent_reference;
 pub mod purge;
 pub mod query;
 pub mod read;
 pub mod request_ledger;
 pub mod retention_policy;
+pub mod search;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;
@@ -65,6 +68,8 @@ pub const NOUNS: &[&Facts] = &[
     &legal_hold::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
+    &precedent::FACTS,
+    &precedent_reference::FACTS,
     &retention_policy::FACTS,
     &tenant::FACTS,
     &verification::FACTS,

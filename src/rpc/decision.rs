@@ -10,7 +10,6 @@ use crate::store::decision::{self, CreateDecisions, Decision, FINAL, GroupBy, Ne
 use crate::store::list::ListQuery;
 use crate::store::noun::Noun;
 use crate::{Error, Reason};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 use tonic::{Request, Response};
@@ -276,7 +275,7 @@ impl Resource for pb::Decision {
             case_hash: _,
         } = self;
         let input_data = f.object("input_data", input_data);
-        let case_hash = log_hex(&input_data);
+        let case_hash = json::hash(&input_data);
         Decision {
             id,
             meta,
@@ -301,10 +300,6 @@ impl Resource for pb::Decision {
             case_hash,
         }
     }
-}
-
-fn log_hex(input_data: &Json) -> String {
-    crate::store::log::hex(&Sha256::digest(input_data.text()))
 }
 
 fn read_scores(fields: &mut Fields, scores: BTreeMap<String, f64>) -> Json {

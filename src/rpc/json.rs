@@ -2,10 +2,12 @@
 
 use crate::Reason;
 use crate::store::canonical::{Canonical, Json, compare_keys, write_string, write_value};
+use crate::store::log::hex;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -26,6 +28,11 @@ pub fn from_struct(value: &Struct) -> Result<Json, Fault> {
         return Err(too_large(format!("must be at most {BYTES_MAX} bytes of JSON")));
     }
     Ok(Json::from_canonical(writer.out))
+}
+
+/// SHA-256 of canonical text, hex: what tells whether two cases have the same input.
+pub fn hash(json: &Json) -> String {
+    hex(&Sha256::digest(json.canonical()))
 }
 
 struct Writer {

@@ -6,9 +6,11 @@ use crate::rpc::filter::{order, time};
 use crate::rpc::token::TokenKey;
 use crate::store::filter::{Field, whole_micros};
 use crate::store::list::{Cursor, Order, Window};
+use crate::store::search::ranking::Place;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
 
 const MAX_SKIP: i64 = 10_000;
 
@@ -63,6 +65,17 @@ pub struct Page {
     pub snapshot: Option<i64>,
     /// When the first page was asked for, in microseconds: a window counts back from here on every page.
     pub as_of: SystemTime,
+}
+
+/// One page of a ranking to read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankedPage {
+    pub size: i64,
+    /// Hits on the pages before.
+    pub passed: i64,
+    /// The last of them.
+    pub after: Option<Place>,
+    pub snapshot: Option<i64>,
 }
 
 /// What a page token says.
@@ -132,6 +145,45 @@ impl Pager<'_> {
         Ok(page)
     }
 
+    /// Reads the page of a ranking, whose order is its own. Pages go down to the `most`-th hit.
+    pub fn ranked(&self, request: Option<pb::PageRequest>, most: i64) -> Result<RankedPage> {
+        let request = request.unwrap_or_default();
+        let refuse = |field: &str, why: &str| Err(Error::invalid(format!("page.{field}"), why));
+        if !request.order_by.is_empty() {
+            return refuse("order_by", "is not taken here: the order is by rank");
+        }
+        if request.include_total_size {
+            return refuse("include_total_size", "is not taken here");
+        }
+        if request.skip != 0 {
+            return refuse("skip", "is not taken here: go further with page.page_token");
+        }
+        let as_asked = pb::PageRequest { page_token: String::new(), ..request };
+        let size = self.page(Some(as_asked), &[], &[])?.size;
+        if request.page_token.is_empty() {
+            return Ok(RankedPage { size: size.min(most), passed: 0, after: None, snapshot: None });
+        }
+        let token = self.open(&request.page_token)?;
+        let [Some(passed), Some(score), Some(uid)] = &token.cursor[..] else {
+            return Err(mismatch("is of another version of this server"));
+        };
+        let parsed = passed.parse::<i64>().ok().zip(score.parse::<u64>().ok());
+        let ((passed, score), uid) = parsed
+            .zip(Uuid::try_parse(uid).ok())
+            .ok_or_else(|| mismatch("is of another version of this server"))?;
+        let after = Some(Place { score: f64::from_bits(score), uid });
+        let size = size.min(most - passed).max(0);
+        Ok(RankedPage { size, passed, after, snapshot: Some(token.snapshot) })
+    }
+
+    /// The token of the page after that hit.
+    pub fn next_ranked(&self, passed: i64, place: Place, snapshot: i64) -> Result<String> {
+        let Place { score, uid } = place;
+        // By its bits, so that it is the same number again.
+        let cursor = [passed.to_string(), score.to_bits().to_string(), uid.to_string()];
+        self.seal(cursor.map(Some).into(), snapshot, self.now)
+    }
+
     /// The token of the page after the row with this `cursor_key`, of a listing read at `snapshot`.
     pub fn next(
         &self,
@@ -139,12 +191,21 @@ impl Pager<'_> {
         cursor_key: Vec<Option<String>>,
         snapshot: i64,
     ) -> Result<String> {
+        self.seal(cursor_key, snapshot, page.as_of)
+    }
+
+    fn seal(
+        &self,
+        cursor: Vec<Option<String>>,
+        snapshot: i64,
+        as_of: SystemTime,
+    ) -> Result<String> {
         let token = Token {
             expire: seconds(self.now) + self.sizes.token_life.as_secs(),
             snapshot,
-            as_of: micros(page.as_of),
+            as_of: micros(as_of),
             binding: self.binding.0,
-            cursor: cursor_key,
+            cursor,
         };
         self.key.seal("page", &serde_json::to_vec(&token).map_err(Error::internal)?)
     }

@@ -21,6 +21,8 @@ pub trait Resource: Message + Name + Default + From<Self::Row> {
     type Row: Parent;
     /// The fields that an update mask may name, each with a column of its name, or of its name and `_us`.
     const CHANGEABLE: &'static [&'static str];
+    /// Columns that the server reckons from a field, and that are taken over with it: (field, column).
+    const DERIVED: &'static [(&'static str, &'static str)] = &[];
     /// Why a resource that is there cannot be replaced by a create, where it cannot.
     const NO_REPLACE: Option<&'static str> = None;
 
@@ -89,6 +91,15 @@ pub fn read_new<R: Resource>(
     read_within(fields, message, New { id, meta: Meta::new(uid) })
 }
 
+/// A new resource that is one of several in a request, held to all rules.
+pub fn read_part_within<R: Resource>(fields: &mut Fields, message: R) -> R::Row {
+    let row = message.read_part(fields);
+    if let Some((field, wrong)) = R::fault(&row) {
+        fields.wrong(field, wrong);
+    }
+    row
+}
+
 fn read_within<R: Resource>(fields: &mut Fields, message: R, new: New) -> R::Row {
     fields.within(R::Row::KIND, |fields| {
         let row = message.read(fields, new);
@@ -142,7 +153,8 @@ pub fn read_update<R: Resource>(
     }
     let mut given = fields.apart();
     let new = New { id: id.clone(), meta: Meta::new(Uuid::nil()) };
-    let row = read_within(&mut given, message, new);
+    // As a whole the row is looked at below, when the rest of it is known.
+    let row = given.within(noun, |given| message.read(given, new));
     fields.take_over(given, |field| {
         let field = field.strip_prefix(noun).and_then(|rest| rest.strip_prefix('.'));
         let top = field.and_then(|field| field.split(['.', '[']).next());
@@ -159,7 +171,12 @@ pub fn read_update<R: Resource>(
     Modify::update(id, etag, size_bytes, move |there: &mut R::Row, _| {
         for Step { field, key } in &steps {
             match key {
-                None => take(there, field, &row)?,
+                None => {
+                    take(there, field, &row)?;
+                    for (_, column) in R::DERIVED.iter().filter(|(of, _)| of == field) {
+                        take(there, column, &row)?;
+                    }
+                }
                 Some(key) => take_label(there, key, &row)?,
             }
         }

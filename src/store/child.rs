@@ -75,6 +75,7 @@ macro_rules! child {
 }
 
 /// A parent that was just deleted, or undeleted after `hidden_since`.
+#[derive(Clone, Copy)]
 pub struct Move<'a> {
     pub id: &'a str,
     pub delete_time: Option<SystemTime>,
@@ -86,7 +87,8 @@ pub struct Move<'a> {
 #[derive(Default)]
 pub struct Moved {
     entries: Vec<(String, Entry)>,
-    /// What cannot come back, because its id has been taken since, and what cannot go, because something keeps it.
+    /// What cannot come back, because its id, or what else no two share, has been taken since; and what cannot go, because
+    /// something keeps it.
     refused: Vec<(String, Error)>,
 }
 
@@ -94,6 +96,11 @@ impl Moved {
     pub fn extend(&mut self, other: Self) {
         self.entries.extend(other.entries);
         self.refused.extend(other.refused);
+    }
+
+    /// A parent's children cannot come back.
+    pub fn refuse(&mut self, parent: String, error: Error) {
+        self.refused.push((parent, error));
     }
 }
 

@@ -60,6 +60,10 @@ pub struct ListQuery {
     pub show_deleted: bool,
     /// Only the rows whose column is this id: `("d.decision_id", id)`.
     pub parent: Option<(&'static str, String)>,
+    /// Only the rows whose column is one of these ids.
+    pub among: Option<(&'static str, Vec<String>)>,
+    /// What must hold besides, for a noun of its own kind: a condition over the alias `d`.
+    pub besides: Option<fn(&ListQuery, &mut Params) -> String>,
     pub window: Option<Window>,
     /// The rows as they stood after this `seq` of the log; none means now.
     pub snapshot: Option<i64>,
@@ -199,7 +203,31 @@ impl Listing {
         (format!("EXPLAIN {}", current.rows("1", &[&common])), params)
     }
 
-    fn sources(&self, query: &ListQuery, params: &mut Params) -> Vec<Source> {
+    /// One `text`: the different values of a column, in the rows of all pages, that are not among those known; the
+    /// first `limit` of them by their bytes.
+    pub fn values(
+        &self,
+        query: &ListQuery,
+        column: &str,
+        known: &[String],
+        limit: usize,
+    ) -> (String, Params) {
+        let mut params = Params::default();
+        let mut common = query.conditions(&mut params);
+        common.push(format!("NOT {column} = ANY({})", params.push(known.to_vec())));
+        let sources = self.sources(query, &mut params);
+        let select = format!("{column} COLLATE \"C\" AS value");
+        let branches: Vec<_> =
+            sources.iter().map(|source| source.rows(&select, &[&common])).collect();
+        let rows = branches.join("\nUNION ALL\n");
+        let sql = format!(
+            "SELECT DISTINCT found.value FROM (\n{rows}\n) AS found ORDER BY 1 LIMIT {limit}"
+        );
+        (sql, params)
+    }
+
+    /// The rows as they stand: first those of the table, then, at a snapshot, those that the log alone has as they were.
+    pub(super) fn sources(&self, query: &ListQuery, params: &mut Params) -> Vec<Source> {
         let table = self.table;
         let Some(seq) = query.snapshot else {
             return vec![Source { from: format!("{table} AS d"), condition: None }];
@@ -236,13 +264,13 @@ CROSS JOIN LATERAL jsonb_populate_record(NULL::{table}, convert_from(stood.docum
 }
 
 /// Rows called `d`.
-struct Source {
-    from: String,
-    condition: Option<String>,
+pub(super) struct Source {
+    pub from: String,
+    pub condition: Option<String>,
 }
 
 impl Source {
-    fn rows(&self, select: &str, conditions: &[&[String]]) -> String {
+    pub fn rows(&self, select: &str, conditions: &[&[String]]) -> String {
         let all: Vec<_> =
             self.condition.iter().chain(conditions.iter().copied().flatten()).cloned().collect();
         let condition = if all.is_empty() { "TRUE".into() } else { all.join("\n  AND ") };
@@ -260,6 +288,9 @@ impl ListQuery {
         if let Some((column, id)) = &self.parent {
             all.push(format!("{column} = {}", params.push(id.clone())));
         }
+        if let Some((column, ids)) = &self.among {
+            all.push(format!("{column} = ANY({})", params.push(ids.clone())));
+        }
         if let Some(Window { field, start, end }) = self.window {
             all.extend(start.map(|start| format!("{} >= {}", field.column, params.push(start))));
             all.extend(end.map(|end| format!("{} < {}", field.column, params.push(end))));
@@ -267,6 +298,7 @@ impl ListQuery {
         if !self.filter.selects_everything() {
             all.push(self.filter.sql(params));
         }
+        all.extend(self.besides.map(|besides| besides(self, params)));
         all
     }
 

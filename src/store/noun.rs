@@ -184,13 +184,15 @@ crate::row! {
 ///
 /// `within "claim" by claim_id` says what it is a part of. `refers [claim_id -> "claim" as claim_uid]` says that a column names a resource by its id, and which column of the
 /// table, not of the row, keeps the uid of what was meant once that is known. `awaited ["verification".claim_id as
-/// claim_uid]` is the other end: a new row tells those who have been waiting for its id.
+/// claim_uid]` is the other end: a new row tells those who have been waiting for its id. `resolved by` names a statement
+/// for that instead, where one table has two such columns.
 #[macro_export]
 macro_rules! noun {
     (
         $(#[$meta:meta])*
         pub struct $name:ident in $table:literal as $module:ident $(+ [$($statements:path),*])?
         $(within $parent:literal by $parent_id:ident)?
+        $(resolved by $resolved:ident)?
         $(refers [$($id_column:ident -> $target:literal as $uid_column:ident),*])?
         $(awaited [$($waiting:literal . $waiting_id:ident as $waiting_uid:ident),*])?
         {
@@ -298,7 +300,7 @@ macro_rules! noun {
             statements: &[$module::QUERIES, $module::ROW_QUERIES, $($($statements),*)?],
             live: &$module::LIVE,
             hold: &$module::HOLD,
-            resolve: $crate::noun!(@resolve $module $($(, $waiting)*)?),
+            resolve: $crate::noun!(@resolve $module $(by $resolved)? $($(, $waiting)*)?),
             ids_of_tenant: <$name as $crate::store::noun::Noun>::IDS_OF_TENANT,
             part_of: $crate::noun!(@part $($parent $parent_id)?),
             columns: &[$(stringify!($field)),*],
@@ -397,5 +399,6 @@ macro_rules! noun {
     (@part) => { None };
     (@part $parent:literal $parent_id:ident) => { Some(($parent, stringify!($parent_id))) };
     (@resolve $module:ident) => { None };
+    (@resolve $module:ident by $resolved:ident) => { Some(&$resolved) };
     (@resolve $module:ident $(, $waiting:literal)+) => { Some(&$module::RESOLVE) };
 }

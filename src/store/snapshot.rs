@@ -138,25 +138,35 @@ impl Store {
         self.snapshot(caller, listing.op, move |snapshot| {
             let query = Arc::clone(&query);
             Box::pin(async move {
-                let head = snapshot.head().await?;
-                let seq = query.snapshot.unwrap_or(head);
-                if seq > head {
-                    return Err(in_the_future());
-                }
-                // The log only grows, so a part of it is all there is to its past.
-                let of_log = log::up_to(listing, &query)?;
-                if of_log.is_none() && query.snapshot.is_some() {
-                    snapshot.reaches_back(seq).await?;
-                }
-                let query = of_log.as_ref().unwrap_or(&query);
-                let page = read_page(&snapshot, listing, query).await?;
-                let total =
-                    if wants_total { Some(total(&snapshot, listing, query).await?) } else { None };
-                snapshot.end(Page { rows: page.0, next: page.1, seq, total }).await
+                let page = read_listing(&snapshot, listing, &query, wants_total).await?;
+                snapshot.end(page).await
             })
         })
         .await
     }
+}
+
+/// One page of a listing, as part of what is read at this moment.
+pub(super) async fn read_listing<R: FromRow>(
+    snapshot: &Snapshot,
+    listing: &'static Listing,
+    query: &ListQuery,
+    wants_total: bool,
+) -> Result<Page<R>> {
+    let head = snapshot.head().await?;
+    let seq = query.snapshot.unwrap_or(head);
+    if seq > head {
+        return Err(in_the_future());
+    }
+    // The log only grows, so a part of it is all there is to its past.
+    let of_log = log::up_to(listing, query)?;
+    if of_log.is_none() && query.snapshot.is_some() {
+        snapshot.reaches_back(seq).await?;
+    }
+    let query = of_log.as_ref().unwrap_or(query);
+    let (rows, next) = read_page(snapshot, listing, query).await?;
+    let total = if wants_total { Some(total(snapshot, listing, query).await?) } else { None };
+    Ok(Page { rows, next, seq, total })
 }
 
 async fn read_page<R: FromRow>(

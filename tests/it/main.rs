@@ -32,12 +32,15 @@ mod r#override;
 mod pages;
 mod plan;
 mod policy_rule;
+mod precedent;
+mod precedent_reference;
 mod process;
 mod readme;
 mod reasons;
 mod removal;
 mod retention_policy;
 mod schema;
+mod search;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod statistics;

@@ -31,6 +31,11 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::RoleMissing, "tenant::each_role_opens_the_methods_that_it_should_and_no_others"),
     (Reason::TenantMismatch, "tenant::only_the_system_names_other_tenants"),
     (Reason::MessageTooLarge, "errors::a_message_over_the_limit_is_refused_before_it_is_read"),
+    (
+        Reason::ReferenceMissing,
+        "precedent::a_precedents_decision_must_exist_only_where_the_tenant_says_so",
+    ),
+    (Reason::SearchInvalid, "search::a_search_for_nothing_is_refused_and_any_text_is_not"),
     (Reason::Internal, "errors::a_fault_of_ours_is_masked_and_has_an_incident_id"),
     (Reason::DeadlineExceeded, "errors::a_call_that_takes_too_long_says_so_and_writes_nothing"),
     (
@@ -39,7 +44,6 @@ const PRODUCED: &[(Reason, &str)] = &[
     ),
     (Reason::Unimplemented, "errors::a_method_that_is_not_there_is_unimplemented"),
     (Reason::OnHold, "legal_hold::what_is_held_stays_until_it_is_released"),
-    (Reason::ReferenceMissing, "claim::strict_tenants_want_what_is_referred_to"),
 ];
 
 /// Those that need a fault, which fault.rs makes.
@@ -72,6 +76,8 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
         ("decision", include_str!("decision.rs")),
         ("errors", include_str!("errors.rs")),
         ("legal_hold", include_str!("legal_hold.rs")),
+        ("precedent", include_str!("precedent.rs")),
+        ("search", include_str!("search.rs")),
         ("tenant", include_str!("tenant.rs")),
         ("write", include_str!("write.rs")),
     ];

@@ -43,8 +43,8 @@ async fn empty_call(who: &As, path: &'static str) -> Code {
 
 /// Whom the documentation lets call a method: reader, writer, auditor, admin; then an admin of the tenant "system".
 fn expected(service: &str, method: &str) -> [bool; 5] {
-    let reads =
-        method.starts_with("Get") || method.starts_with("List") || method.starts_with("BatchGet");
+    let reads = ["Get", "List", "BatchGet", "Find", "Search"];
+    let reads = reads.iter().any(|verb| method.starts_with(verb));
     match (service, method) {
         (_, "WhoAmI" | "GetCapabilities") => [true; 5],
         (_, "GetTenant") => [true; 5],

@@ -327,8 +327,19 @@ impl As {
         pb::policy_service_client::PolicyServiceClient::new(self.wire())
     }
 
+    pub fn precedents(&self) -> pb::precedent_service_client::PrecedentServiceClient<Wire> {
+        let client = pb::precedent_service_client::PrecedentServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
+    pub fn search(&self) -> pb::search_service_client::SearchServiceClient<Wire> {
+        let client = pb::search_service_client::SearchServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20)
+    }
+
     pub fn claims(&self) -> pb::claim_service_client::ClaimServiceClient<Wire> {
-        pb::claim_service_client::ClaimServiceClient::new(self.wire())
+        let client = pb::claim_service_client::ClaimServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
     }
 
     pub fn retention(&self) -> pb::retention_service_client::RetentionServiceClient<Wire> {

@@ -1,0 +1,230 @@
+//! SearchService, and the precedents of a case.
+
+use super::descriptor::ReadMask;
+use super::page::{Binding, Pager, unpaged};
+use super::precedent::case_hash;
+use super::wire::{Fields, kind_name, kind_number};
+use super::{Answer, Api, Paged as _, Parts, filter, json, open};
+use crate::error::Violation;
+use crate::pb;
+use crate::store::filter::Filter;
+use crate::store::precedent;
+use crate::store::search::Words;
+use crate::store::search::kinds::{KINDS, Kind, kind};
+use crate::store::search::precedents::{Find, FoundPrecedent};
+use crate::store::search::ranking::{Hit, Search};
+use crate::{Error, Reason, Result};
+use prost::Message as _;
+use std::time::SystemTime;
+use tonic::{Request, Response};
+
+const TEXT_BYTES_MAX: usize = 4 << 10;
+/// How far down the pages of a ranking go.
+const HITS_MAX: i64 = 1000;
+const TOP_K: i32 = 10;
+const TOP_K_MAX: i32 = 1000;
+
+#[tonic::async_trait]
+impl pb::search_service_server::SearchService for Api {
+    async fn search(&self, request: Request<pb::SearchRequest>) -> Answer<pb::SearchResponse> {
+        let (caller, mut request) = open(request)?;
+        let page = request.page_mut().take();
+        request.page = unpaged(page.as_ref());
+        let binding = Binding::new(&caller.tenant, caller.method, &request.encode_to_vec());
+        let (now, sizes) = (SystemTime::now(), self.page_sizes);
+        let pager = Pager { key: &self.token_key, binding, now, sizes };
+        let page = pager.ranked(page, HITS_MAX)?;
+
+        let pb::SearchRequest { page: _, r#where, read_mask, kinds, text, highlight, min_score } =
+            request;
+        let kinds = read_kinds(kinds)?;
+        let mut fields = Fields::default();
+        let words = read_words(&mut fields, text);
+        let min_score = min_score.map(|score| fields.confidence("min_score", score));
+        let words = fields.finish(words)?;
+        let words = words.ok_or_else(|| nothing("text", "must have at least 1 byte"))?;
+        let search = Search {
+            shown: read_shown(&kinds, read_mask)?,
+            kinds: read_filters(kinds, r#where)?,
+            words,
+            min_score: min_score.unwrap_or(0.0),
+            after: page.after,
+            limit: page.size,
+            snapshot: page.snapshot,
+            highlight,
+        };
+        let found = self.store.search(&caller, search).await?;
+        let passed = page.passed + found.hits.len() as i64;
+        let next_page_token = match found.hits.last() {
+            Some(last) if found.more && passed < HITS_MAX => {
+                pager.next_ranked(passed, last.place, found.seq)?
+            }
+            _ => String::new(),
+        };
+        let read_at = Some(self.revision(&caller, found.seq)?);
+        let page = pb::PageInfo { next_page_token, read_at, ..Default::default() };
+        let hits = found.hits.into_iter().map(hit).collect();
+        Ok(Response::new(pb::SearchResponse { hits, page: Some(page) }))
+    }
+}
+
+impl super::Paged for pb::SearchRequest {
+    fn page_mut(&mut self) -> &mut Option<pb::PageRequest> {
+        &mut self.page
+    }
+}
+
+fn hit(hit: Hit) -> pb::SearchHit {
+    let Hit { kind, id, version, place, highlights, fields } = hit;
+    let kind = kind_number(kind.name()).into();
+    pb::SearchHit {
+        r#ref: Some(pb::ResourceRef { kind, id, version }),
+        uid: place.uid.to_string(),
+        score: place.score,
+        highlights,
+        fields: fields.and_then(|fields| json::to_struct(&fields)),
+    }
+}
+
+/// A search for nothing.
+fn nothing(field: &str, what: &str) -> Error {
+    Error::invalid_because(Reason::SearchInvalid, field, what)
+}
+
+/// The words of a search; none without a text.
+fn read_words(fields: &mut Fields, text: String) -> Option<Words> {
+    let text = fields.text("text", text, TEXT_BYTES_MAX);
+    (!text.is_empty()).then(|| Words::new(&text))
+}
+
+/// The kinds that are asked for, each once; all where none is named.
+fn read_kinds(kinds: Vec<i32>) -> Result<Vec<&'static Kind>> {
+    let mut found: Vec<&'static Kind> = Vec::new();
+    for (n, number) in kinds.into_iter().enumerate() {
+        let Some(kind) = kind_name(number).and_then(|name| kind(&name)) else {
+            let known: Vec<_> = KINDS.iter().map(|kind| kind.name().to_ascii_uppercase()).collect();
+            let what = format!("must be one of {}", known.join(", "));
+            return Err(nothing(&format!("kinds[{n}]"), &what));
+        };
+        if !found.iter().any(|known| known.name() == kind.name()) {
+            found.push(kind);
+        }
+    }
+    Ok(if found.is_empty() { KINDS.iter().collect() } else { found })
+}
+
+/// The filter for each kind. What one of them does not have cannot be asked of all of them.
+fn read_filters(
+    kinds: Vec<&'static Kind>,
+    selector: Option<pb::Selector>,
+) -> Result<Vec<(&'static Kind, Filter)>> {
+    let of = |kind: &'static Kind| {
+        let filter = filter::selector(kind.listing.fields, selector.clone(), "where");
+        Ok((kind, filter.map_err(|error| of_kind(error, kind.name()))?))
+    };
+    kinds.into_iter().map(of).collect()
+}
+
+/// Says in which kind a filter makes no sense.
+fn of_kind(mut error: Error, kind: &str) -> Error {
+    if let Error::Invalid { violations, .. } = &mut error {
+        for Violation { description, .. } in violations {
+            description.push_str(&format!(" (in {kind})"));
+        }
+    }
+    error
+}
+
+/// The fields to show: those that one of the kinds has at least.
+fn read_shown(
+    kinds: &[&'static Kind],
+    mask: Option<prost_types::FieldMask>,
+) -> Result<Option<Vec<String>>> {
+    let mut paths = mask.unwrap_or_default().paths;
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    if paths.iter().any(|path| path == "*") {
+        paths = kinds.iter().flat_map(|kind| kind.fields()).map(|f| f.name.to_owned()).collect();
+    }
+    paths.sort_unstable();
+    paths.dedup();
+    match paths.iter().find(|path| !kinds.iter().any(|kind| kind.field(path).is_some())) {
+        None => Ok(Some(paths)),
+        Some(path) => {
+            let shown: String = path.chars().take(100).collect();
+            let what = format!("names {shown:?}, which none of the kinds shows");
+            Err(Error::invalid_because(Reason::UnknownField, "read_mask", what))
+        }
+    }
+}
+
+/// Answers FindPrecedents.
+pub async fn find_precedents(
+    parts: &Parts,
+    request: Request<pb::FindPrecedentsRequest>,
+) -> Result<pb::FindPrecedentsResponse> {
+    let (caller, request) = open(request)?;
+    let pb::FindPrecedentsRequest {
+        input,
+        case_hash: given,
+        text,
+        r#where,
+        top_k,
+        highlight,
+        read_mask,
+    } = request;
+    let mask = ReadMask::new::<pb::Precedent>(read_mask)?;
+    let mut fields = Fields::default();
+    if input.is_some() && !given.is_empty() {
+        fields.wrong("case_hash", "must not be set together with input");
+    }
+    let is_hash = given.len() == 64
+        && given.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if !given.is_empty() && !is_hash {
+        fields.wrong("case_hash", "must be 64 lower-case hexadecimal digits");
+    }
+    let asks_exactly = input.is_some() || !given.is_empty();
+    let hash = match input {
+        Some(input) => case_hash(&fields.object("input", Some(input))),
+        None => given,
+    };
+    let words = read_words(&mut fields, text);
+    let limit = match top_k {
+        0 => TOP_K,
+        1..=TOP_K_MAX => top_k,
+        _ => {
+            fields.wrong("top_k", format!("must be 0 to {TOP_K_MAX}"));
+            TOP_K
+        }
+    };
+    let words = fields.finish(words)?;
+    if !asks_exactly && words.is_none() {
+        return Err(nothing("text", "or input or case_hash must be set"));
+    }
+    let find = Find {
+        case_hash: asks_exactly.then_some(hash),
+        words,
+        filter: filter::selector(precedent::LISTING.fields, r#where, "where")?,
+        limit: limit.into(),
+        highlight,
+    };
+    let (found, seq) = parts.store.find_precedents(&caller, find).await?;
+    let hit = |found: FoundPrecedent| {
+        let FoundPrecedent { precedent, score, exact_rank, text_rank, text_score, highlights } =
+            found;
+        Ok(pb::find_precedents_response::Hit {
+            precedent: Some(mask.apply(precedent.into())?),
+            score,
+            // At most as many as a leg has rows.
+            exact_rank: exact_rank as i32,
+            text_rank: text_rank as i32,
+            text_score,
+            highlights,
+        })
+    };
+    Ok(pb::FindPrecedentsResponse {
+        hits: found.into_iter().map(hit).collect::<Result<_>>()?,
+        read_at: Some(parts.revision(&caller, seq)?),
+    })
+}

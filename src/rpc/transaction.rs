@@ -67,6 +67,10 @@ fn read(fields: &mut Fields, item: Item, on_conflict: OnConflict) -> Option<Step
         DeleteClaim "delete_claim" OnConflict::Fail;
         CreateVerification "create_verification" on_conflict;
         CreateConsensus "create_consensus" on_conflict;
+        CreatePrecedent "create_precedent" on_conflict;
+        UpdatePrecedent "update_precedent" OnConflict::Fail;
+        DeletePrecedent "delete_precedent" OnConflict::Fail;
+        LinkPrecedents "link_precedents" on_conflict;
         CreateDocument "create_document" on_conflict;
         UpdateDocument "update_document" OnConflict::Fail;
         DeleteDocument "delete_document" OnConflict::Fail;

@@ -105,10 +105,10 @@ queries! { "precedent" {
     /// and one statement changes a row once, so this is one UPDATE and not one for each column: (ids, uids).
     RESOLVE(Vec<String>, Vec<Uuid>) -> () =
         "WITH target (id, uid) AS (SELECT * FROM unnest($1::text[], $2::uuid[])), waiting AS ( \
-           SELECT w.uid FROM target AS t JOIN precedent_reference AS w ON w.from_precedent_id = t.id \
-           WHERE w.from_precedent_uid IS NULL AND w.from_precedent_id <> '' AND w.delete_time IS NULL \
-           UNION SELECT w.uid FROM target AS t JOIN precedent_reference AS w ON w.to_precedent_id = t.id \
-           WHERE w.to_precedent_uid IS NULL AND w.to_precedent_id <> '' AND w.delete_time IS NULL) \
+           SELECT uid FROM precedent_reference WHERE from_precedent_id = ANY($1) \
+           AND from_precedent_uid IS NULL AND from_precedent_id <> '' AND delete_time IS NULL \
+           UNION SELECT uid FROM precedent_reference WHERE to_precedent_id = ANY($1) \
+           AND to_precedent_uid IS NULL AND to_precedent_id <> '' AND delete_time IS NULL) \
          UPDATE precedent_reference AS w SET \
            from_precedent_uid = COALESCE(w.from_precedent_uid, (SELECT t.uid FROM target AS t WHERE t.id = w.from_precedent_id)), \
            to_precedent_uid = COALESCE(w.to_precedent_uid, (SELECT t.uid FROM target AS t WHERE t.id = w.to_precedent_id)) \

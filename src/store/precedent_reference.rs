@@ -117,6 +117,10 @@ impl Change for LinkPrecedents {
         self.rows.iter().map(PrecedentReference::size_bytes).sum()
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.rows.iter().map(|row| (PrecedentReference::KIND, row.id.as_str())).collect()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],
@@ -269,6 +273,10 @@ impl Change for UnlinkPrecedents {
         0
     }
 
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.0.iter().flat_map(Change::about).collect()
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],
@@ -376,7 +384,7 @@ async fn visit(snapshot: &Snapshot, query: &ListQuery, walk: &Walk) -> Result<Ve
 }
 
 /// Neither end is a deleted precedent. One that was never recorded is not deleted.
-fn points_at_no_deleted(query: &ListQuery, params: &mut Params) -> String {
+pub fn points_at_no_deleted(query: &ListQuery, params: &mut Params) -> String {
     let ends = ["from_precedent", "to_precedent"];
     let conditions = match query.snapshot {
         None => ends.map(|end| {

@@ -6,7 +6,8 @@ use casebook::store::filter::{Condition, Field, Filter, Op, Value};
 use casebook::store::list::{Cursor, ListQuery, Listing, MAX_EXACT_COUNT, Order, estimated_rows};
 use casebook::store::postgres::{Conn, Lane};
 use casebook::store::{
-    analysis, chunk, critic_output, decision, document, log, r#override, policy_rule, queries,
+    analysis, chunk, critic_output, decision, document, log, r#override, policy_rule, precedent,
+    precedent_reference, queries,
 };
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +91,22 @@ SELECT t, i, CASE WHEN i > 50000 THEN now() ELSE '2000-12-01'::timestamptz END, 
 FROM unnest(ARRAY['a', 'b']) t, generate_series(1, 100000) i;
 INSERT INTO casebook.log_head (tenant_id, seq) VALUES ('a', 100000), ('b', 100000);
 ANALYZE;
+"#;
+
+/// Precedents in a chain, each referring to the one before.
+const FILL_PRECEDENTS: &str = r#"
+INSERT INTO casebook.precedent (tenant_id, id, uid, version, create_time, update_time, delete_time, created_by,
+  updated_by, decision_id, case_hash, input, summary, final_verdict, final_reason, tags, context, metadata, labels,
+  occur_time, status, superseded_by_id, retention_class, subject_id)
+SELECT tenant_id, id, uid, 1, create_time, update_time, delete_time, '', '', id, 'h' || substr(id, 3), '{}', '',
+  final_verdict, '', jsonb_build_array('t' || substr(id, 3)), '', metadata, labels, decide_time, 1, '', '', subject_id
+FROM casebook.decision WHERE uid < '00000000-0000-4000-8000-000000020000';
+INSERT INTO casebook.precedent_reference (tenant_id, id, uid, version, create_time, update_time, delete_time,
+  created_by, updated_by, from_precedent_id, to_precedent_id, reference_type, metadata, to_precedent_uid)
+SELECT tenant_id, id, uid, 1, create_time, update_time, delete_time, '', '', id, 'd' || substr(id, 2)::int - 1,
+  'semantic', metadata, uid
+FROM casebook.precedent;
+ANALYZE casebook.precedent, casebook.precedent_reference;
 "#;
 
 /// One scan of a table, with what it is driven by.
@@ -285,6 +302,7 @@ async fn indexes_serve_a_hundred_thousand_rows() {
     let superuser = connect(&config_of(&database).await).await;
     let begin = std::time::Instant::now();
     superuser.batch_execute(FILL).await.unwrap();
+    superuser.batch_execute(FILL_PRECEDENTS).await.unwrap();
     println!("filled in {:?}", begin.elapsed());
     let store = store_on(&database).await;
 
@@ -293,6 +311,7 @@ async fn indexes_serve_a_hundred_thousand_rows() {
     lists_of_decisions(&filled).await;
     paging(&filled).await;
     other_lists(&filled).await;
+    precedents(&filled).await;
     totals(&filled).await;
     filled.leave().await;
 
@@ -444,6 +463,52 @@ async fn of_documents(filled: &Filled) {
     filled.page(of, &found).await.looks_at(10.0);
 }
 
+async fn precedents(filled: &Filled) {
+    let of = &precedent::LISTING;
+    let order = |listing, name| order(listing, name, true);
+    let newest = |filter| ListQuery {
+        filter,
+        order: order(of, "occur_time"),
+        limit: 51,
+        ..ListQuery::default()
+    };
+    let all = newest(Filter::default());
+    filled.page(of, &all).await.uses("precedent_time").unsorted().looks_at(53.0);
+    for (filter, index, most) in [
+        (equals(of, "final_verdict", "REVIEW"), "precedent_verdict", 21.0),
+        (equals(of, "subject_id", "s44"), "precedent_subject", 10.0),
+        (equals(of, "case_hash", "h4711"), "precedent_case", 10.0),
+        (equals(of, "labels.team", "4711"), "precedent_json", 10.0),
+        (
+            is(of, "tags", Op::ContainsAll(vec![Value::Text("t4711".into())])),
+            "precedent_tags",
+            10.0,
+        ),
+    ] {
+        filled.page(of, &newest(filter)).await.uses(index).looks_at(most);
+    }
+
+    let of = &precedent_reference::LISTING;
+    for snapshot in [None, Some(ROWS)] {
+        for (column, index) in [
+            ("d.from_precedent_id", "precedent_reference_from"),
+            ("d.to_precedent_id", "precedent_reference_to"),
+        ] {
+            let around = ListQuery {
+                order: order(of, "create_time"),
+                among: Some((column, vec!["d4711".into()])),
+                besides: Some(precedent_reference::points_at_no_deleted),
+                limit: 51,
+                snapshot,
+                ..ListQuery::default()
+            };
+            filled.page(of, &around).await.uses(index).looks_at(20.0);
+            let (sql, params) = of.values(&around, "d.to_precedent_id", &["d1".into()], 100);
+            filled.run(&sql, &params.as_sql()).await.uses(index).looks_at(20.0);
+        }
+    }
+}
+
 async fn totals(filled: &Filled) {
     let client = filled.conn.client();
     let all = newest(Filter::default());
@@ -476,6 +541,7 @@ const NOBODY_RUNS: &[&str] = &[
     "policy_rule.LOCK_DELETED",
     "analysis.LOCK_DELETED",
     "chunk.LOCK_DELETED",
+    "precedent_reference.LOCK_DELETED",
     "tenant.LOCK_DELETED",
     "api_token.LOCK_DELETED",
 ];

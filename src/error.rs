@@ -47,6 +47,7 @@ reasons! {
     OnHold = "ON_HOLD",
     RetentionFloor = "RETENTION_FLOOR",
     SearchInvalid = "SEARCH_INVALID",
+    InUse = "IN_USE",
     ReadOnly = "READ_ONLY",
     SchemaOutdated = "SCHEMA_OUTDATED",
     TokenMissing = "TOKEN_MISSING",

@@ -19,6 +19,7 @@ pub mod health;
 pub mod ingest;
 pub mod json;
 pub mod legal_hold;
+pub mod model_checkpoint;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;
@@ -31,6 +32,7 @@ pub mod status;
 pub mod stream;
 pub mod tenant;
 pub mod token;
+pub mod training_example;
 pub mod transaction;
 pub mod verification;
 pub mod wire;
@@ -115,6 +117,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::decision_service_server::DecisionServiceServer;
     use pb::document_service_server::DocumentServiceServer;
     use pb::health::health_server::HealthServer;
+    use pb::model_service_server::ModelServiceServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::precedent_service_server::PrecedentServiceServer;
     use pb::retention_service_server::RetentionServiceServer;
@@ -126,6 +129,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
         .add_service(limited!(ClaimServiceServer::new(api.clone()), large))
         .add_service(limited!(DocumentServiceServer::new(api.clone()), large))
+        .add_service(limited!(ModelServiceServer::new(api.clone()), large))
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(PrecedentServiceServer::new(api.clone()), large))
         .add_service(limited!(SearchServiceServer::new(api.clone()), small))

@@ -22,6 +22,7 @@ pub mod legal_hold;
 pub mod list;
 pub mod log;
 pub mod migrate;
+pub mod model_checkpoint;
 pub mod noun;
 pub mod r#override;
 mod pace;
@@ -38,6 +39,7 @@ pub mod search;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;
+pub mod training_example;
 pub mod transaction;
 pub mod verification;
 pub mod write;
@@ -66,12 +68,14 @@ pub const NOUNS: &[&Facts] = &[
     &decision::FACTS,
     &document::FACTS,
     &legal_hold::FACTS,
+    &model_checkpoint::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
     &precedent::FACTS,
     &precedent_reference::FACTS,
     &retention_policy::FACTS,
     &tenant::FACTS,
+    &training_example::FACTS,
     &verification::FACTS,
 ];
 

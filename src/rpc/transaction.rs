@@ -78,6 +78,11 @@ fn read(fields: &mut Fields, item: Item, on_conflict: OnConflict) -> Option<Step
         BatchCreateChunks "batch_create_chunks" on_conflict;
         UpdateChunk "update_chunk" OnConflict::Fail;
         DeleteChunk "delete_chunk" OnConflict::Fail;
+        CreateModelCheckpoint "create_model_checkpoint" on_conflict;
+        UpdateModelCheckpoint "update_model_checkpoint" OnConflict::Fail;
+        DeleteModelCheckpoint "delete_model_checkpoint" OnConflict::Fail;
+        CreateTrainingExample "create_training_example" on_conflict;
+        DeleteTrainingExample "delete_training_example" OnConflict::Fail;
     }
 }
 

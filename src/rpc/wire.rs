@@ -113,6 +113,20 @@ impl Fields {
         Err(Error::Invalid { reason, violations: violations.map(|(_, one)| one).collect() })
     }
 
+    /// A value that was read apart; what is wrong with it is said with the rest.
+    pub fn taken<T: Default>(&mut self, value: Result<T>) -> T {
+        match value {
+            Ok(value) => return value,
+            Err(Error::Invalid { reason, violations }) => {
+                for Violation { field, description } in violations {
+                    self.wrong_because(reason, &field, description);
+                }
+            }
+            Err(error) => self.wrong("", error.to_string()),
+        }
+        T::default()
+    }
+
     pub fn is_sound(&self) -> bool {
         self.violations.is_empty()
     }
@@ -645,6 +659,13 @@ pub fn is_id(value: &str) -> bool {
 pub fn id(field: &str, value: String) -> Result<String> {
     let mut fields = Fields::default();
     let value = fields.id(field, value);
+    fields.finish(value)
+}
+
+/// Text that a request names something by, checked.
+pub fn text(field: &str, value: String) -> Result<String> {
+    let mut fields = Fields::default();
+    let value = fields.text(field, value, ID_BYTES_MAX);
     fields.finish(value)
 }
 

@@ -189,6 +189,7 @@ const LOOSE_SQL: &[(&str, &str)] = &[
     ("src/store/search/ranking.rs", "so are the filters of searches"),
     ("src/store/search/precedents.rs", "and of precedents"),
     ("src/store/precedent_reference.rs", "what is hidden depends on the revision"),
+    ("src/store/training_example.rs", "and those of what a batch takes"),
     ("src/store/noun.rs", "the statements that every noun has"),
     ("src/store/child.rs", "and those that every child has"),
     ("src/store/log.rs", "appending takes whole rows"),

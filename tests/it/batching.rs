@@ -16,7 +16,7 @@ use tonic::{Code, Response, Status};
 type Answer = Result<pb::CreateDecisionResponse, Status>;
 
 /// A world whose writes all go through one lane, with its metrics page.
-async fn one_lane(settings: &[(&str, &str)]) -> World {
+pub async fn one_lane(settings: &[(&str, &str)]) -> World {
     let mut all = vec![
         ("write_lanes", "1"),
         ("metrics_listen", "127.0.0.1:0"),
@@ -27,14 +27,14 @@ async fn one_lane(settings: &[(&str, &str)]) -> World {
 }
 
 /// Keeps every write from ending, so that what is called meanwhile gathers in the queue.
-async fn hold(database: &mut Client) -> Transaction<'_> {
+pub async fn hold(database: &mut Client) -> Transaction<'_> {
     let hold = database.transaction().await.unwrap();
     hold.batch_execute("LOCK TABLE casebook.log_head IN ACCESS EXCLUSIVE MODE").await.unwrap();
     hold
 }
 
 /// Waits until that many writes are in the queue.
-async fn queued(world: &World, count: usize) {
+pub async fn queued(world: &World, count: usize) {
     let url = world.pages.expect("a metrics page");
     let began = Instant::now();
     loop {
@@ -49,14 +49,14 @@ async fn queued(world: &World, count: usize) {
 }
 
 /// Makes a call whose transaction hangs at the held lock; it alone is in flight.
-async fn occupy(world: &World) -> JoinHandle<Answer> {
+pub async fn occupy(world: &World) -> JoinHandle<Answer> {
     let call = call(world, "default", create("occupies", decision("ALLOW", 0.5)));
     waiting_writes(&world.superuser().await, 1).await;
     call
 }
 
 /// Waits until that many transactions of the writer wait for a lock.
-async fn waiting_writes(database: &Client, count: i64) {
+pub async fn waiting_writes(database: &Client, count: i64) {
     let began = Instant::now();
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                    AND application_name = 'casebook-write' AND wait_event_type = 'Lock'";

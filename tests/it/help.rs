@@ -203,3 +203,34 @@ pub async fn token(who: &As, roles: &[pb::Role]) -> (pb::ApiToken, String) {
     let made = ok!(who.tenants().create_api_token(request));
     (made.api_token.unwrap(), made.secret)
 }
+
+/// Another server on a world's database. Stop it before the world closes.
+pub async fn second_server(world: &World) -> World {
+    World::on(&world.database, &url_of(&config_of(&world.database).await), &[]).await
+}
+
+/// Draws by chance from a seed (SplitMix64).
+pub struct Dice(u64);
+
+impl Dice {
+    /// The seed is CASEBOOK_TEST_SEED, or another one each time, which is printed.
+    pub fn seed() -> u64 {
+        use std::hash::{BuildHasher as _, RandomState};
+        let given = std::env::var("CASEBOOK_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = given.unwrap_or_else(|| RandomState::new().hash_one(0) >> 1);
+        eprintln!("CASEBOOK_TEST_SEED={seed}");
+        seed
+    }
+
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}

@@ -25,6 +25,7 @@ const PRODUCED: &[(Reason, &str)] = &[
         Reason::RetentionFloor,
         "audit_archive::what_cannot_be_archived_is_refused_and_nothing_happens",
     ),
+    (Reason::InUse, "model_checkpoint::one_of_a_model_is_active"),
     (Reason::ReadOnly, "tenant::a_tenants_state_takes_effect_at_once"),
     (Reason::TokenMissing, "tenant::a_credential_that_is_not_valid_is_refused_with_one_text"),
     (Reason::TokenInvalid, "tenant::a_credential_that_is_not_valid_is_refused_with_one_text"),
@@ -78,6 +79,7 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
         ("legal_hold", include_str!("legal_hold.rs")),
         ("precedent", include_str!("precedent.rs")),
         ("search", include_str!("search.rs")),
+        ("model_checkpoint", include_str!("model_checkpoint.rs")),
         ("tenant", include_str!("tenant.rs")),
         ("write", include_str!("write.rs")),
     ];

@@ -323,6 +323,11 @@ impl As {
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
     }
 
+    pub fn models(&self) -> pb::model_service_client::ModelServiceClient<Wire> {
+        let client = pb::model_service_client::ModelServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
     pub fn policies(&self) -> pb::policy_service_client::PolicyServiceClient<Wire> {
         pb::policy_service_client::PolicyServiceClient::new(self.wire())
     }

@@ -32,6 +32,7 @@ fn every_error_has_its_code() {
         (Error::invalid("a", "is bad"), Code::InvalidArgument),
         (Error::not_found("decision", "d1"), Code::NotFound),
         (Error::Taken { kind: "decision", id: "d1".into(), fields: vec![] }, Code::AlreadyExists),
+        (Error::Occupied { kind: "model", fields: &["name", "version"] }, Code::AlreadyExists),
         (
             Error::Stale { kind: "decision", id: "d".into(), current_etag: "\"1\"".into() },
             Code::Aborted,
@@ -98,6 +99,14 @@ fn details_say_what_a_program_needs() {
     let fields = vec!["rationale".to_owned(), "labels".to_owned()];
     let (_, details) = status(Error::Taken { kind: "decision", id: "d1".into(), fields });
     assert_eq!(details.error_info().unwrap().metadata["fields"], "rationale,labels");
+
+    let (_, details) = status(Error::Occupied { kind: "model", fields: &["name", "version"] });
+    let info = details.error_info().unwrap();
+    assert_eq!(
+        (info.reason.as_str(), info.metadata["fields"].as_str()),
+        ("EXISTS", "name,version")
+    );
+    assert_eq!(details.resource_info().unwrap().resource_type, "model");
 
     let stale = Error::Stale { kind: "decision", id: "d1".into(), current_etag: "\"a-2\"".into() };
     let (_, details) = status(stale);

@@ -19,6 +19,7 @@ pub mod health;
 pub mod ingest;
 pub mod json;
 pub mod legal_hold;
+pub mod metrics_snapshot;
 pub mod model_checkpoint;
 pub mod r#override;
 pub mod page;
@@ -28,6 +29,7 @@ pub mod precedent_reference;
 pub mod resource;
 pub mod retention_policy;
 pub mod search;
+pub mod service_health;
 pub mod status;
 pub mod stream;
 pub mod tenant;
@@ -122,6 +124,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::precedent_service_server::PrecedentServiceServer;
     use pb::retention_service_server::RetentionServiceServer;
     use pb::search_service_server::SearchServiceServer;
+    use pb::telemetry_service_server::TelemetryServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     use pb::transaction_service_server::TransactionServiceServer;
     let health = api.health.clone();
@@ -134,6 +137,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(PrecedentServiceServer::new(api.clone()), large))
         .add_service(limited!(SearchServiceServer::new(api.clone()), small))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
+        .add_service(limited!(TelemetryServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
         .add_service(limited!(RetentionServiceServer::new(api.clone()), small))
         .add_service(limited!(TransactionServiceServer::new(api.clone()), large))
@@ -277,10 +281,23 @@ impl Parts {
         lister: &Lister<'_>,
         selection: Selection,
     ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
+        let (rows, page, _) = self.list_at(caller, lister, selection).await?;
+        Ok((rows, page))
+    }
+
+    /// Reads one page, and PostgreSQL's time with it.
+    async fn list_at<R: FromRow>(
+        &self,
+        caller: &Caller,
+        lister: &Lister<'_>,
+        selection: Selection,
+    ) -> Result<(Vec<R>, Option<pb::PageInfo>, SystemTime)> {
         let query = lister.query(selection);
         let wants_total = lister.page.include_total_size;
         let found = self.store.list(caller, lister.listing, query, wants_total).await?;
-        self.page_of(caller, lister, found)
+        let now = found.now;
+        let (rows, page) = self.page_of(caller, lister, found)?;
+        Ok((rows, page, now))
     }
 
     /// A page as it is answered.

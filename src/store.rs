@@ -21,6 +21,7 @@ pub mod ingest;
 pub mod legal_hold;
 pub mod list;
 pub mod log;
+pub mod metrics_snapshot;
 pub mod migrate;
 pub mod model_checkpoint;
 pub mod noun;
@@ -36,6 +37,7 @@ pub mod read;
 pub mod request_ledger;
 pub mod retention_policy;
 pub mod search;
+pub mod service_health;
 pub mod snapshot;
 pub mod status;
 pub mod tenant;
@@ -68,12 +70,14 @@ pub const NOUNS: &[&Facts] = &[
     &decision::FACTS,
     &document::FACTS,
     &legal_hold::FACTS,
+    &metrics_snapshot::FACTS,
     &model_checkpoint::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
     &precedent::FACTS,
     &precedent_reference::FACTS,
     &retention_policy::FACTS,
+    &service_health::FACTS,
     &tenant::FACTS,
     &training_example::FACTS,
     &verification::FACTS,

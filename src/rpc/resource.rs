@@ -13,6 +13,7 @@ use crate::store::noun::{Meta, Noun};
 use crate::store::write::Change;
 use crate::{Error, Result};
 use prost::{Message, Name};
+use std::time::SystemTime;
 use tonic::Request;
 use uuid::Uuid;
 
@@ -287,6 +288,16 @@ pub struct OfParent {
     pub id: String,
     /// The noun, if there must be one of that id.
     pub noun: Option<&'static str>,
+    /// False where it is any text.
+    pub is_id: bool,
+}
+
+/// The rows of a page, the parts of them that are asked for, and PostgreSQL's time when they were read.
+pub(super) struct Found<R> {
+    pub rows: Vec<R>,
+    pub page: Option<pb::PageInfo>,
+    pub mask: ReadMask,
+    pub now: SystemTime,
 }
 
 pub trait ListRequest: Paged {
@@ -400,6 +411,16 @@ impl Parts {
         &self,
         request: Request<L>,
     ) -> Result<(Vec<L::Resource>, Option<pb::PageInfo>)> {
+        let Found { rows, page, mask, now: _ } = self.get_rows(request).await?;
+        let resources = rows.into_iter().map(|row: RowOf<L::Resource>| mask.apply(row.into()));
+        Ok((resources.collect::<Result<_>>()?, page))
+    }
+
+    /// A page of them, still to be worded.
+    pub(super) async fn get_rows<L: ListRequest>(
+        &self,
+        request: Request<L>,
+    ) -> Result<Found<RowOf<L::Resource>>> {
         let (caller, mut request) = open(request)?;
         let listing: &'static Listing = <RowOf<L::Resource>>::facts().listing;
         let lister: Lister<'_> = self.lister(&caller, &mut request, listing, L::ORDER)?;
@@ -411,8 +432,8 @@ impl Parts {
             id => id == "-",
         };
         let parent = match parent.filter(|parent| !any(parent)) {
-            Some(OfParent { column, field, id, noun }) => {
-                let id = wire::id(field, id)?;
+            Some(OfParent { column, field, id, noun, is_id }) => {
+                let id = if is_id { wire::id(field, id)? } else { wire::text(field, id)? };
                 // The pages after the first show the tenant as it was then.
                 let noun = noun.filter(|_| lister.page.after.is_none() && consistency.is_none());
                 if let Some(facts) = noun.and_then(crate::store::facts) {
@@ -429,9 +450,8 @@ impl Parts {
             show_deleted,
             parent,
         };
-        let (rows, page) = self.list::<RowOf<L::Resource>>(&caller, &lister, selection).await?;
-        let resources = rows.into_iter().map(|row| mask.apply(row.into()));
-        Ok((resources.collect::<Result<_>>()?, page))
+        let (rows, page, now) = self.list_at(&caller, &lister, selection).await?;
+        Ok(Found { rows, page, mask, now })
     }
 }
 
@@ -539,6 +559,7 @@ macro_rules! requests {
             field: stringify!($parent),
             id: $parent,
             noun: $($noun)+,
+            is_id: true,
         })
     };
 }

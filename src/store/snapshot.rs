@@ -69,6 +69,8 @@ pub struct Page<R> {
     /// The log number that every page of the listing is read at.
     pub seq: i64,
     pub total: Option<Total>,
+    /// When it was read.
+    pub now: SystemTime,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +168,7 @@ pub(super) async fn read_listing<R: FromRow>(
     let query = of_log.as_ref().unwrap_or(query);
     let (rows, next) = read_page(snapshot, listing, query).await?;
     let total = if wants_total { Some(total(snapshot, listing, query).await?) } else { None };
-    Ok(Page { rows, next, seq, total })
+    Ok(Page { rows, next, seq, total, now: snapshot.now })
 }
 
 async fn read_page<R: FromRow>(

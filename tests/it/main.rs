@@ -27,6 +27,7 @@ mod health;
 mod ingest;
 mod legal_hold;
 mod listing;
+mod metrics_snapshot;
 mod migration;
 mod model_checkpoint;
 mod r#override;
@@ -42,6 +43,7 @@ mod removal;
 mod retention_policy;
 mod schema;
 mod search;
+mod service_health;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod statistics;

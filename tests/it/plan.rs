@@ -3,14 +3,19 @@
 use crate::schema::{columns_of, explain_any, store_on};
 use crate::world::{config_of, connect, drop_database, new_database};
 use casebook::store::filter::{Condition, Field, Filter, Op, Value};
-use casebook::store::list::{Cursor, ListQuery, Listing, MAX_EXACT_COUNT, Order, estimated_rows};
+use casebook::store::list::{
+    Cursor, ListQuery, Listing, MAX_EXACT_COUNT, Order, Window, estimated_rows,
+};
+use casebook::store::metrics_snapshot::{self, Series};
 use casebook::store::postgres::{Conn, Lane};
+use casebook::store::training_example::{self, ClaimTrainingBatch};
 use casebook::store::{
-    analysis, chunk, critic_output, decision, document, log, r#override, policy_rule, precedent,
-    precedent_reference, queries,
+    analysis, chunk, critic_output, decision, document, log, model_checkpoint, r#override,
+    policy_rule, precedent, precedent_reference, queries, service_health,
 };
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, UNIX_EPOCH};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -83,6 +88,24 @@ INSERT INTO casebook.api_token (tenant_id, uid, id, version, create_time, update
   display_name, roles)
 SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', '', 1 FROM casebook.decision
   WHERE uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.model_checkpoint (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
+  model_name, framework, model_version, checkpoint_path, metrics, training_config, active, digest)
+SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', 'm' || right(id, 2), 'f', id, '', '{}', '{}',
+  length(id) = 3, '' FROM casebook.decision WHERE uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.training_example (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
+  framework, claim_id, claim_text, evidence, validity, confidence, metadata, used_in_training, training_batch_id)
+SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', 'f', id, '', '{}', true, 0.5, '{}', used,
+  CASE WHEN used THEN 'b' || right(id, 2) ELSE '' END
+FROM casebook.decision, LATERAL (SELECT final_verdict <> 'DENY' AS used) AS u
+WHERE uid < '00000000-0000-4000-8000-000000020000';
+INSERT INTO casebook.service_health (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
+  service_name, instance_id, status, last_heartbeat_time, metadata)
+SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', 's' || right(id, 1), id, 'up', create_time, '{}'
+FROM casebook.decision WHERE uid < '00000000-0000-4000-8000-000000005000';
+INSERT INTO casebook.metrics_snapshot (tenant_id, uid, id, version, create_time, update_time, created_by, updated_by,
+  source, metrics, labels, snapshot_time)
+SELECT tenant_id, uid, id, 1, create_time, update_time, '', '', 's' || right(id, 1), '{"a": 1}', '{}', create_time
+FROM casebook.decision WHERE uid < '00000000-0000-4000-8000-000000020000';
 INSERT INTO casebook.log (tenant_id, seq, time, kind, uid, id, version, action, method, principal, actor, ip_address,
   user_agent, request_id, trace_id, context, document, salt, leaf, leaf_hash)
 SELECT t, i, CASE WHEN i > 50000 THEN now() ELSE '2000-12-01'::timestamptz END, 'decision',
@@ -324,6 +347,9 @@ async fn indexes_serve_a_hundred_thousand_rows() {
             for query in undriven(&filled).await {
                 wrong.push(format!("{lane:?}, first in {tenant}: {query}"));
             }
+            if (lane, tenant) == (Lane::Write, "a") {
+                taking_examples(&filled).await;
+            }
             filled.leave().await;
         }
     }
@@ -422,8 +448,17 @@ async fn other_lists(filled: &Filled) {
         (&policy_rule::LISTING, "policy_rule_time", ""),
         (&document::LISTING, "document_time", ""),
         (&analysis::LISTING, "analysis_time", ""),
+        (&model_checkpoint::LISTING, "model_checkpoint_time", ""),
+        (&training_example::LISTING, "training_example_time", ""),
+        (&service_health::LISTING, "service_health_time", ""),
+        (&metrics_snapshot::LISTING, "metrics_snapshot_time", ""),
     ] {
-        let order = order(listing, "create_time", true);
+        let time = match listing.kind {
+            "service_health" => "last_heartbeat_time",
+            "metrics_snapshot" => "snapshot_time",
+            _ => "create_time",
+        };
+        let order = order(listing, time, true);
         let all = ListQuery { order, limit: 51, ..ListQuery::default() };
         filled.page(listing, &all).await.uses(index).unsorted().looks_at(52.0);
         if !whose.is_empty() {
@@ -433,6 +468,7 @@ async fn other_lists(filled: &Filled) {
         }
     }
     of_documents(filled).await;
+    of_models_and_telemetry(filled).await;
 }
 
 async fn of_documents(filled: &Filled) {
@@ -509,6 +545,57 @@ async fn precedents(filled: &Filled) {
     }
 }
 
+async fn of_models_and_telemetry(filled: &Filled) {
+    for (listing, column, id, time, index) in [
+        (
+            &training_example::LISTING,
+            "d.training_batch_id",
+            "b03",
+            "create_time",
+            "training_example_batch",
+        ),
+        (
+            &service_health::LISTING,
+            "d.service_name",
+            "s3",
+            "last_heartbeat_time",
+            "service_health_heartbeat",
+        ),
+        (&metrics_snapshot::LISTING, "d.source", "s3", "snapshot_time", "metrics_snapshot_source"),
+    ] {
+        let parent = Some((column, id.to_owned()));
+        let order = order(listing, time, true);
+        let of_one = ListQuery { parent, order, limit: 11, ..ListQuery::default() };
+        filled.page(listing, &of_one).await.uses(index).looks_at(250.0);
+    }
+    let time = Field::find(metrics_snapshot::LISTING.fields, "snapshot_time").unwrap();
+    let start = UNIX_EPOCH + Duration::from_secs(1_767_225_600 + 5000);
+    let window =
+        Window { field: time, start: Some(start), end: Some(start + Duration::from_secs(100)) };
+    let series = Series {
+        metric: "a".into(),
+        start,
+        bucket: Duration::from_secs(10),
+        query: ListQuery { window: Some(window), ..ListQuery::default() },
+    };
+    let (sql, params) = series.sql();
+    filled.run(&sql, &params.as_sql()).await.uses("metrics_snapshot_time").looks_at(101.0);
+}
+
+/// The oldest unused, whatever the writer's one plan for everybody was made for.
+async fn taking_examples(filled: &Filled) {
+    let claim = ClaimTrainingBatch {
+        framework: "f".into(),
+        training_batch_id: "b".into(),
+        max_examples: 10,
+        filter: Filter::default(),
+    };
+    let (sql, params) = claim.free();
+    let plan = explain_any(filled.conn.client(), &sql, params.as_sql().len()).await.unwrap();
+    Plan::read(&plan, &filled.names).uses("training_example_status").unsorted();
+    filled.run(&sql, &params.as_sql()).await.uses("training_example_status").looks_at(10.0);
+}
+
 async fn totals(filled: &Filled) {
     let client = filled.conn.client();
     let all = newest(Filter::default());
@@ -544,6 +631,10 @@ const NOBODY_RUNS: &[&str] = &[
     "precedent_reference.LOCK_DELETED",
     "tenant.LOCK_DELETED",
     "api_token.LOCK_DELETED",
+    "model_checkpoint.LOCK_DELETED",
+    "training_example.LOCK_DELETED",
+    "service_health.LOCK_DELETED",
+    "metrics_snapshot.LOCK_DELETED",
 ];
 
 /// The statements that read all of a tenant for a few rows.

@@ -328,6 +328,10 @@ impl As {
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
     }
 
+    pub fn telemetry(&self) -> pb::telemetry_service_client::TelemetryServiceClient<Wire> {
+        pb::telemetry_service_client::TelemetryServiceClient::new(self.wire())
+    }
+
     pub fn policies(&self) -> pb::policy_service_client::PolicyServiceClient<Wire> {
         pb::policy_service_client::PolicyServiceClient::new(self.wire())
     }

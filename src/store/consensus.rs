@@ -70,13 +70,15 @@ async fn step_back(tx: &Tx<'_>, rows: &mut [Consensus]) -> Result<()> {
     if claims.is_empty() {
         return Ok(());
     }
+    let mut stepped = Vec::new();
     for current in tx.run(&LOCK_CURRENT, &(claims,)).await? {
         for row in rows.iter_mut().filter(|row| row.current && row.claim_id == current.claim_id) {
             row.current = false;
             row.superseded_by_id.clone_from(&current.id);
+            stepped.push(row.clone());
         }
     }
-    Ok(())
+    tx.save(&stepped).await
 }
 
 queries! { "consensus" {

@@ -68,6 +68,9 @@ pub fn order(
         }
         order.push(Order { field, desc });
     }
+    let last = fields.iter().find(|field| field.last && !order.iter().any(|o| o.field == *field));
+    let desc = order.last().is_some_and(|order| order.desc);
+    order.extend(last.map(|field| Order { field, desc }));
     Ok(order)
 }
 

@@ -31,6 +31,8 @@ pub struct Field {
     /// Whether the column may be NULL. It decides the form of keyset predicates, so it must not be
     /// false for a column without NOT NULL.
     pub nullable: bool,
+    /// Whether every order ends in this field, because it tells rows apart that have one `uid`.
+    pub last: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,7 +65,7 @@ impl Field {
     /// A field that is not null, and sortable unless it is JSON.
     pub const fn new(name: &'static str, column: &'static str, kind: FieldKind) -> Self {
         let sortable = !matches!(kind, FieldKind::Texts | FieldKind::Labels | FieldKind::Json);
-        Self { name, column, kind, sortable, nullable: false }
+        Self { name, column, kind, sortable, nullable: false, last: false }
     }
 
     pub const fn nullable(mut self) -> Self {
@@ -73,6 +75,11 @@ impl Field {
 
     pub const fn unsortable(mut self) -> Self {
         self.sortable = false;
+        self
+    }
+
+    pub const fn last(mut self) -> Self {
+        self.last = true;
         self
     }
 

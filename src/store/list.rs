@@ -1,8 +1,9 @@
 //! Keyset listings at one revision.
 //!
-//! The sort always ends in `uid`, so it is total; NULLs come last in both directions. A listing at a
-//! snapshot merges the rows that have not changed since with the changed ones as the log has them.
-//! That is exact under READ COMMITTED too: whatever commits later has a higher `seq` and is undone.
+//! The sort always ends in `uid`, so it is total; in the log, where many rows have one, it ends in `seq`
+//! before that. NULLs come last in both directions. A listing at a snapshot merges the rows that have not
+//! changed since with the changed ones as the log has them. That is exact under READ COMMITTED too:
+//! whatever commits later has a higher `seq` and is undone.
 
 use super::filter::{Field, FieldKind, Filter, Params, Scalar, from_micros};
 use std::time::SystemTime;

@@ -255,7 +255,7 @@ pub static LISTING: Listing = Listing {
     table: "log",
     op: "log.LIST",
     fields: &[
-        Field::new("seq", "d.seq", FieldKind::Int),
+        Field::new("seq", "d.seq", FieldKind::Int).last(),
         Field::new("event_time", "d.time", FieldKind::Time),
         Field::new("kind", "d.kind", FieldKind::Text),
         Field::new("entity_id", "d.id", FieldKind::Text),

@@ -223,3 +223,38 @@ async fn the_trail_is_searched_by_resource_field_and_time() {
     assert_eq!(found, [5, 4, 3, 2, 1]);
     world.close().await;
 }
+
+#[tokio::test]
+async fn entries_that_are_alike_but_for_their_number_are_all_on_some_page() {
+    let world = World::new().await;
+    let me = world.anonymous();
+    ok!(me.decisions().create_decision(create("d", decision("ALLOW", 0.5))));
+    for class in ["a", "b", "c", "d", "e", "f"] {
+        let class = pb::Decision { retention_class: class.into(), ..Default::default() };
+        ok!(me.decisions().update_decision(update("d", &["retention_class"], class)));
+    }
+    for (order_by, wanted) in [
+        ("kind", [1, 2, 3, 4, 5, 6, 7]),
+        ("target_uid desc", [7, 6, 5, 4, 3, 2, 1]),
+        ("action desc, entity_id", [2, 3, 4, 5, 6, 7, 1]),
+    ] {
+        let (mut found, mut next) = (Vec::new(), String::new());
+        loop {
+            let page = pb::PageRequest {
+                page_size: 2,
+                page_token: next,
+                order_by: order_by.into(),
+                ..Default::default()
+            };
+            let request = pb::ListAuditEntriesRequest { page: Some(page), ..Default::default() };
+            let answer = ok!(me.audit().list_audit_entries(request));
+            found.extend(answer.entries.iter().map(|entry| entry.seq));
+            next = answer.page.unwrap().next_page_token;
+            if next.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(found, wanted, "{order_by}");
+    }
+    world.close().await;
+}

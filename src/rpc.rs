@@ -243,18 +243,21 @@ impl Parts {
     ) -> Result<T> {
         match (self.read_at(caller, consistency).await?, version) {
             (_, ..0) => Err(Error::invalid("version", "must not be negative")),
-            (None, 0) => self.store.get(caller, &id).await,
+            (seq, 0) => self.get_at(caller, id, seq).await,
             (None, _) => self.store.get_version(caller, &id, version).await,
-            (Some(seq), 0) => {
-                let found =
-                    self.store.get_as_of(caller, vec![id.clone()], seq).await?.pop().flatten();
-                found.ok_or_else(|| Error::not_found(T::KIND, id))
-            }
             (Some(_), _) => Err(Error::invalid(
                 "version",
                 "must not be set together with consistency.at_exact_snapshot",
             )),
         }
+    }
+
+    /// One resource as it stood at a log number; `None` means now. The later pages of a listing look for what it is about
+    /// where the first did: meanwhile that may be gone, or be another of the same id.
+    async fn get_at<T: Noun>(&self, caller: &Caller, id: String, seq: Option<i64>) -> Result<T> {
+        let Some(seq) = seq else { return self.store.get(caller, &id).await };
+        let found = self.store.get_as_of(caller, vec![id.clone()], seq).await?.pop().flatten();
+        found.ok_or_else(|| Error::not_found(T::KIND, id))
     }
 
     /// Begins a listing. Page tokens are bound to the whole request without its page.
@@ -337,7 +340,7 @@ impl Parts {
             ));
         }
         let lister = self.lister(caller, request, &log::LISTING, audit::NEWEST)?;
-        let current: T = self.store.get(caller, id).await?;
+        let current: T = self.get_at(caller, id.to_owned(), lister.page.snapshot).await?;
         let filter = log::of_resource(T::KIND, id, Some(current.meta().uid))?;
         let selection = Selection { filter, ..Selection::default() };
         let (entries, page) = self.list::<LogRow>(caller, &lister, selection).await?;

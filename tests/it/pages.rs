@@ -354,3 +354,55 @@ async fn a_window_takes_its_start_and_leaves_its_end() {
     }
     world.close().await;
 }
+
+#[tokio::test]
+async fn pages_about_a_decision_go_on_when_another_has_its_id() {
+    let world = World::new().await;
+    let mut client = world.decisions();
+    ok!(client.create_decision(create("d", decision("DENY", 0.5))));
+    let outputs = ["c-1", "c-2", "c-3"].map(|id| critic(id, "legal", "DENY", 0.5));
+    ok!(client.add_critic_outputs(add("d", outputs.into())));
+    for id in ["o-1", "o-2", "o-3"] {
+        ok!(client.create_override(overrule(id, "d", "ALLOW")));
+        let class = pb::Decision { retention_class: id.into(), ..Default::default() };
+        ok!(client.update_decision(update("d", &["retention_class"], class)));
+    }
+    let (mut critics, mut overrides, mut versions) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut a, mut b, mut c] = [(); 3].map(|()| pb::PageInfo::default());
+    for n in 0..3 {
+        let next = |info: &pb::PageInfo, order_by: &str| {
+            let (page_token, order_by) = (info.next_page_token.clone(), order_by.to_owned());
+            Some(pb::PageRequest { page_size: 1, page_token, order_by, ..Default::default() })
+        };
+        let (decision_id, r#where) = ("d".to_owned(), None);
+        let page = next(&a, "id");
+        let call =
+            pb::ListCriticOutputsRequest { decision_id, page, r#where, ..Default::default() };
+        let found = ok!(client.list_critic_outputs(call));
+        critics.extend(found.critic_outputs.into_iter().map(|output| output.id));
+        a = found.page.unwrap();
+        let (decision_id, r#where) = ("d".to_owned(), None);
+        let page = next(&b, "id");
+        let call = pb::ListOverridesRequest { decision_id, page, r#where, ..Default::default() };
+        let found = ok!(client.list_overrides(call));
+        overrides.extend(found.overrides.into_iter().map(|one| one.id));
+        b = found.page.unwrap();
+        let page = next(&c, "");
+        let call = pb::ListDecisionRevisionsRequest { decision_id: "d".into(), page };
+        let found = ok!(client.list_decision_revisions(call));
+        let found_versions = found.revisions.into_iter().map(|one| one.decision.unwrap());
+        versions.extend(found_versions.map(|one| one.meta.unwrap().version));
+        c = found.page.unwrap();
+        match n {
+            0 => drop(ok!(client.delete_decision(delete("d")))),
+            _ => drop(client.create_decision(create("d", decision("ALLOW", 0.5))).await),
+        }
+    }
+    assert_eq!(critics, ["c-1", "c-2", "c-3"]);
+    assert_eq!(overrides, ["o-1", "o-2", "o-3"]);
+    assert_eq!(versions, [5, 4, 3]);
+    // A listing that begins now is about the new one.
+    let call = pb::ListOverridesRequest { decision_id: "d".into(), ..Default::default() };
+    assert!(ok!(client.list_overrides(call)).overrides.is_empty());
+    world.close().await;
+}

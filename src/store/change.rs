@@ -125,7 +125,7 @@ pub async fn create_all<'a, T: Noun>(
                     *next.meta_mut() = Meta { delete_time: None, ..there.meta().clone() };
                     // What is not the caller's stays.
                     let names = next.document_fields().into_iter().map(|(name, _)| name);
-                    let kept: Vec<_> = names.filter(|name| !next.is_given(name)).collect();
+                    let kept: Vec<_> = names.filter(|name| next.stays(name)).collect();
                     for name in kept {
                         next.copy(name, &there);
                     }

@@ -131,6 +131,11 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     fn is_given(&self, _field: &str) -> bool {
         true
     }
+
+    /// Whether a field of the row that is there stays when another takes its place.
+    fn stays(&self, field: &str) -> bool {
+        !self.is_given(field)
+    }
 }
 
 /// What the store knows of a noun as a whole: one line of [`NOUNS`](super::NOUNS).

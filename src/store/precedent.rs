@@ -47,6 +47,11 @@ noun! {
         }
     }
 
+    /// The hash follows the input.
+    fn stays(&self, field: &str) -> bool {
+        field != "case_hash" && !self.is_given(field)
+    }
+
     fn stamp(&mut self, now: SystemTime) {
         if self.occur_time == when_recorded() {
             self.occur_time = now;

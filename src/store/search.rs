@@ -147,8 +147,8 @@ fn headline(query: &str, texts: &[&str]) -> String {
     let text = format!("concat_ws(E'\\n', {})", texts.join(", "));
     // Compounds, paths and tags take the parser a time that grows with the square of their length.
     let text = format!(
-        "translate(regexp_replace(left({text}, {HIGHLIGHTED_CHARS}), \
-         '([[:alnum:]])[@_/\\\\.-]+(?=[[:alnum:]])', '\\1 ', 'g'), '<', ' ')"
+        "replace(regexp_replace(left({text}, {HIGHLIGHTED_CHARS}), \
+         '([[:alnum:]])[@_/\\\\.-]+(?=[[:alnum:]])', '\\1 ', 'g'), '<', '< ')"
     );
     format!(
         "ts_headline('pg_catalog.english', {text}, {query}, \

@@ -55,6 +55,7 @@ fn expected(service: &str, method: &str) -> [bool; 5] {
         (_, "LogEvent") => [false, true, false, true, true],
         (_, "ArchiveAuditEntries") => [false, false, false, true, true],
         ("casebook.v1.AuditService", _) => [false, false, true, true, true],
+        ("casebook.v1.RetentionService", _) if !reads => [false, false, false, true, true],
         _ if reads => [true, true, false, true, true],
         _ => [false, true, false, true, true],
     }

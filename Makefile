@@ -62,5 +62,5 @@ demo: ## Record 2,000 made-up decisions in the server on 127.0.0.1:50051
 postgres: ## Fetch PostgreSQL with pgvector into .postgres, unless the machine has one
 	scripts/fetch-postgres.sh
 
-tools: ## Fetch buf and grpcurl into .tools
+tools: ## Fetch buf, grpcurl and Python's gRPC packages into .tools
 	scripts/fetch-tools.sh

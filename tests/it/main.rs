@@ -47,6 +47,7 @@ mod service_health;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod statistics;
+mod systems;
 mod tenancy;
 mod tenant;
 mod training_example;

@@ -49,15 +49,13 @@ fn calls() -> Vec<&'static str> {
 }
 
 /// The folder of a tool: the one that `make tools` fills, or one on PATH.
-fn folder_of(tool: &str) -> PathBuf {
+pub fn folder_of(tool: &str) -> PathBuf {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::iter::once(fetched)
         .chain(std::env::split_paths(&path))
         .find(|folder| folder.join(tool).exists())
-        .unwrap_or_else(|| {
-            panic!("the README's calls need {tool}: run `make tools`, or put one on PATH")
-        })
+        .unwrap_or_else(|| panic!("the calls need {tool}: run `make tools`, or put one on PATH"))
 }
 
 /// Runs a block of the README against a server; gives what it printed.

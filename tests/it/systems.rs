@@ -1,0 +1,111 @@
+//! Four systems that use Casebook, each written twice as its users would: with grpcurl in a shell script, and with a
+//! generated Python client. The scripts (tests/systems) check the answers themselves.
+
+use crate::process::PATIENCE;
+use crate::readme::folder_of;
+use crate::world::{World, create, decision, through};
+use casebook::pb;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::process::Command;
+use tonic::transport::Endpoint;
+
+/// Runs a script of tests/systems against a server of its own; fails with what it printed.
+async fn run(script: &str) {
+    let world = World::new().await;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = if script.ends_with(".sh") {
+        let mut path = vec![folder_of("grpcurl")];
+        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        let mut command = Command::new("sh");
+        command.env("PATH", std::env::join_paths(path).expect("a PATH"));
+        command
+    } else {
+        let mut path = vec![root.join(".tools/python")];
+        path.extend(std::env::split_paths(&std::env::var_os("PYTHONPATH").unwrap_or_default()));
+        let mut command = Command::new("python3");
+        command.arg("-B").env("PYTHONPATH", std::env::join_paths(path).expect("a PYTHONPATH"));
+        command
+    };
+    let address = world.address.strip_prefix("http://").expect("a TCP address");
+    command.arg(root.join("tests/systems").join(script)).env("CASEBOOK_ADDRESS", address);
+    let ended = tokio::time::timeout(PATIENCE * 2, command.kill_on_drop(true).output()).await;
+    let output = ended.unwrap_or_else(|_| panic!("{script} does not end")).expect("it starts");
+    assert!(
+        output.status.success(),
+        "{script} failed ({}):\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_judge_uses_it_with_grpcurl() {
+    run("judge.sh").await;
+}
+
+#[tokio::test]
+async fn a_judge_uses_it_with_python() {
+    run("judge.py").await;
+}
+
+#[tokio::test]
+async fn a_verifier_uses_it_with_grpcurl() {
+    run("verifier.sh").await;
+}
+
+#[tokio::test]
+async fn a_verifier_uses_it_with_python() {
+    run("verifier.py").await;
+}
+
+#[tokio::test]
+async fn a_collector_uses_it_with_grpcurl() {
+    run("collector.sh").await;
+}
+
+#[tokio::test]
+async fn a_collector_uses_it_with_python() {
+    run("collector.py").await;
+}
+
+#[tokio::test]
+async fn a_factory_uses_it_with_grpcurl() {
+    run("factory.sh").await;
+}
+
+#[tokio::test]
+async fn a_factory_uses_it_with_python() {
+    run("factory.py").await;
+}
+
+/// F535: 50 queries over 20 workers, with at most 5 + 10 connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_workers_than_connections_all_get_answers() {
+    let world = World::with(&[("pool_max_size", "15")]).await;
+    for n in 0..10 {
+        ok!(world.decisions().create_decision(create(&format!("d-{n}"), decision("ALLOW", 0.9))));
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        // A connection of each worker's own, as separate programs have.
+        let channel = Endpoint::from_shared(world.address.clone()).unwrap().connect().await;
+        let (caller, asked) = (through(channel.expect("a connection")), Arc::clone(&asked));
+        workers.spawn(async move {
+            let mut answered = 0;
+            while asked.fetch_add(1, Ordering::Relaxed) < 50 {
+                let listed =
+                    ok!(caller.decisions().list_decisions(pb::ListDecisionsRequest::default()));
+                assert_eq!(listed.decisions.len(), 10);
+                answered += 1;
+            }
+            answered
+        });
+    }
+    assert_eq!(workers.join_all().await.into_iter().sum::<usize>(), 50);
+    world.close().await;
+}

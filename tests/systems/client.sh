@@ -1,0 +1,46 @@
+# What the scripts beside this one share: how they call the server, and how they check what it answers.
+# Needs grpcurl on PATH. CASEBOOK_ADDRESS is host:port of the server.
+: "${CASEBOOK_ADDRESS:=127.0.0.1:50051}"
+
+# Says what comes next, so that a failure can be placed.
+step() { printf '%s\n' "- $*"; }
+
+fail() {
+  printf '%s\n' "FAILED: $*" "The last answer was:" "$answer"
+  exit 1
+}
+
+# call DecisionService/GetDecision <request: JSON>: the answer, as JSON, is in $answer.
+call() {
+  answer=$(printf '%s' "$2" | grpcurl -plaintext -d @ "$CASEBOOK_ADDRESS" "casebook.v1.$1" 2>&1) ||
+    fail "$1 was refused"
+}
+
+# refused NotFound DecisionService/GetDecision <request: JSON>: the call must fail with this code.
+refused() {
+  if answer=$(printf '%s' "$3" | grpcurl -plaintext -d @ "$CASEBOOK_ADDRESS" "casebook.v1.$2" 2>&1); then
+    fail "$2 was not refused"
+  fi
+  has "Code: $1"
+}
+
+# has <text>: the answer holds it.
+has() {
+  printf '%s\n' "$answer" | grep -qF -e "$1" || fail "there is no $1"
+}
+
+# lacks <text>: the answer does not hold it.
+lacks() {
+  ! printf '%s\n' "$answer" | grep -qF -e "$1" || fail "there is $1"
+}
+
+# count <number> <text>: so many lines of the answer hold it.
+count() {
+  found=$(printf '%s\n' "$answer" | grep -cF -e "$2") || true
+  [ "$found" = "$1" ] || fail "$2 is there $found times instead of $1 times"
+}
+
+# value <field>: the first value that the answer has for a text field.
+value() {
+  printf '%s\n' "$answer" | sed -n "s/.*\"$1\": \"\([^\"]*\)\".*/\1/p" | head -n 1
+}

@@ -9,6 +9,9 @@ use crate::config::{DefaultValue, Group, Kind, SETTINGS, Setting, is_tenant_id};
 mod manual;
 #[cfg(test)]
 mod tests;
+mod transfer;
+
+pub use transfer::{Export, From as ImportFrom, Import, Target};
 
 /// What the process answers the shell.
 pub mod exit {
@@ -38,6 +41,8 @@ pub enum Command {
     Token(Token),
     Tenant(Tenant),
     Audit(Audit),
+    Export(Export),
+    Import(Import),
     Demo(Demo),
     Health(Health),
     Config(ConfigCommand),
@@ -196,6 +201,14 @@ fn read(path: &[&str], leaf: &ArgMatches) -> Option<Command> {
             tenant: text("tenant"),
             older_than: leaf.get_one("older-than").copied()?,
         }),
+        ["export", "jsonl"] => Command::Export(transfer::read_export(leaf)),
+        ["import", "jsonl"] => {
+            Command::Import(transfer::read_import(leaf, transfer::read_jsonl(leaf))?)
+        }
+        #[cfg(feature = "sqlite")]
+        ["import", "sqlite"] => {
+            Command::Import(transfer::read_import(leaf, transfer::read_sqlite(leaf))?)
+        }
         ["demo"] => Command::Demo(Demo {
             address: text("address"),
             token: text("token"),
@@ -267,6 +280,8 @@ pub fn command() -> Clap {
         .subcommand(token())
         .subcommand(tenant())
         .subcommand(audit())
+        .subcommand(transfer::export())
+        .subcommand(transfer::import())
         .subcommand(demo())
         .subcommand(health())
         .subcommand(config())

@@ -31,6 +31,7 @@ pub mod rpc;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod transfer;
 
 /// Messages and service traits generated from `proto/`.
 pub mod pb {

@@ -26,7 +26,9 @@ use casebook::store::query::FromRow;
 use casebook::store::tenant::{self, Tenant};
 use casebook::store::write::WriteOptions;
 use casebook::telemetry::{self, Metrics};
+use casebook::transfer::{self, Export, TransferError};
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -104,6 +106,14 @@ fn start(invocation: Invocation) -> Result<u8, Failure> {
                 Client::from_process(env_file.as_deref(), address, token).map_err(usage)?;
             return runtime(1)?.block_on(archive_audit(client, tenant, older_than));
         }
+        Command::Export(cli::Export { target, output, kinds }) => {
+            let server = server_of(env_file.as_deref(), target)?;
+            return runtime(1)?.block_on(export(Export { server, output, kinds }));
+        }
+        Command::Import(command) => {
+            let server = server_of(env_file.as_deref(), command.target.clone())?;
+            return runtime(1)?.block_on(import(server, command));
+        }
         Command::Health(command) => {
             let client =
                 Client::from_process(env_file.as_deref(), command.address, None).map_err(usage)?;
@@ -146,9 +156,12 @@ async fn run(command: Command, config: Config) -> Result<u8, Failure> {
             with_store(&config, async |store| tenants(store, command).await).await
         }
         // Done above.
-        Command::Config(_) | Command::Audit(_) | Command::Demo(_) | Command::Health(_) => {
-            Ok(exit::OK)
-        }
+        Command::Config(_)
+        | Command::Audit(_)
+        | Command::Export(_)
+        | Command::Import(_)
+        | Command::Demo(_)
+        | Command::Health(_) => Ok(exit::OK),
     }
 }
 
@@ -386,6 +399,60 @@ async fn record_demo(client: Client, count: u32, concurrency: u32) -> Result<u8,
             Err(Failure(exit::UNREACHABLE, error.to_string()))
         }
         Err(error) => Err(Failure(exit::FAILED, error.to_string())),
+    }
+}
+
+fn server_of(env_file: Option<&Path>, target: cli::Target) -> Result<transfer::Server, Failure> {
+    let cli::Target { address, token, tenant } = target;
+    let Client { address, token } =
+        Client::from_process(env_file, address, token).map_err(usage)?;
+    let token = token.map(|token| token.expose().to_owned());
+    Ok(transfer::Server { address, token, tenant })
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        let code = match &error {
+            TransferError::Usage(_) => exit::USAGE,
+            TransferError::Unreachable { .. } => exit::UNREACHABLE,
+            TransferError::Failed(_) => exit::FAILED,
+        };
+        Self(code, error.to_string())
+    }
+}
+
+async fn export(options: Export) -> Result<u8, Failure> {
+    for (kind, count) in transfer::export(options).await? {
+        eprintln!("{kind:20}{count:>11}");
+    }
+    Ok(exit::OK)
+}
+
+async fn import(server: transfer::Server, command: cli::Import) -> Result<u8, Failure> {
+    let cli::Import { target: _, input, from, on_conflict, state, concurrency } = command;
+    let concurrency = concurrency as usize;
+    let report = match from {
+        cli::ImportFrom::Jsonl { unsealed } => {
+            let options =
+                transfer::Import { server, input, on_conflict, state, unsealed, concurrency };
+            transfer::import(options).await?
+        }
+        #[cfg(feature = "sqlite")]
+        cli::ImportFrom::Sqlite { work } => {
+            let database = input;
+            let options =
+                transfer::FromSqlite { server, database, work, on_conflict, state, concurrency };
+            transfer::import_sqlite(options).await?
+        }
+    };
+    print(&report.to_string());
+    match &report.refused {
+        None => Ok(exit::OK),
+        Some(list) => {
+            let count = report.refused();
+            eprintln!("casebook: {count} lines are refused; they are listed in {}", list.display());
+            Ok(exit::FAILED)
+        }
     }
 }
 

@@ -108,6 +108,61 @@ EXAMPLES
   casebook audit archive --older-than 365d
   casebook audit archive --older-than 365d --tenant acme --token file:/run/secrets/token";
 
+pub(super) const EXPORT: &str = "\
+Write the records of a tenant to a file, through a running server.
+
+`jsonl` writes one JSON object per line: a header, then {\"kind\": \"decision\", \"resource\": {...}} with the \
+resource in the JSON form of the protocol, and last a trailer with the number of lines of each kind and a \
+SHA-256 of all before it, so that a file that was cut off is noticed. All lines show the tenant at one \
+revision, whatever is written meanwhile. A kind that the server does not serve is noted and left out.
+
+NOT IN IT. What is deleted, earlier versions, the audit log, tenants, tokens and service health. It is a \
+copy of the records as they stand, and no backup: for that, back up PostgreSQL.
+
+With --output the file is FILE.unfinished until it is whole.";
+
+pub(super) const EXPORT_EXAMPLES: &str = "\
+EXAMPLES
+  casebook export jsonl --output acme.jsonl --tenant acme
+  casebook export jsonl --kind decision,critic_output,override
+  casebook export jsonl --token file:/run/secrets/token";
+
+pub(super) const IMPORT: &str = "\
+Write the records of a file to a tenant, through a running server. What is referred to comes first: \
+documents before analyses, claims before verifications, decisions before overrides.
+
+AGAIN. Every call has a request id that comes from the file and its lines, and a state file beside the input \
+says how far it is. After an interruption, run the same command: it goes on, and writes nothing twice. \
+When it is done, the state file goes.
+
+REFUSED. A line that is refused keeps no other line out. It is shown, and listed in FILE.refused.jsonl with \
+line, kind, id, reason and message; corrected, that list can be imported itself with --unsealed. Exits \
+with 1 if any line is refused. A file that is not whole is refused before anything is written.
+
+ID TAKEN. --on-conflict fail refuses the line. skip leaves what is there: equal content counts as unchanged, \
+other content as kept. replace writes a new version; kinds that never change (decisions, critic outputs, \
+overrides, verifications, analyses, precedent references, checkpoints, training examples, snapshots, \
+holds, policies) are unchanged if equal, and refused if not.
+
+NOT RESTORED. What the server owns: uid, etag, version, create_time, update_time and who did it; total_chunks \
+of documents; current, supersedes_id and superseded_by_id of consensuses, which come again from their \
+order; the state of decisions, which comes again from their overrides; used_in_training of training \
+examples, which are all unused again. Checkpoints that were active are activated, and holds that were \
+released are released, by the importer and now. Creating needs the role writer; holds and policies may need more.
+
+SQLITE. `sqlite` reads the database of Collections: items become documents, with their times as \
+imported_create_time and imported_update_time in metadata, and analyses become analyses, numbered from 1 in \
+the order of their versions; versions and times as they were are in imported_analyses of the document's \
+metadata. Embeddings are not imported yet. What is left out or changed is listed in \
+FILE.jsonl.left-out.jsonl, and FILE.jsonl is what is sent.";
+
+pub(super) const IMPORT_EXAMPLES: &str = "\
+EXAMPLES
+  casebook import jsonl acme.jsonl --tenant acme
+  casebook import jsonl acme.jsonl --on-conflict skip
+  casebook import jsonl acme.jsonl.refused.jsonl --unsealed
+  casebook import sqlite data/collections.db --tenant acme";
+
 pub(super) const DEMO: &str = "\
 Write made-up decisions to a running server, read them back, and report how fast both went. They stay \
 there: use a tenant that you can spare.";

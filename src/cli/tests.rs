@@ -51,6 +51,25 @@ fn commands_become_plain_data() {
         })
     );
     assert_eq!(
+        typed("casebook export jsonl --output f --kind claim,decision --tenant acme"),
+        Command::Export(Export {
+            target: Target { tenant: Some("acme".into()), ..Target::default() },
+            output: Some("f".into()),
+            kinds: vec!["claim".into(), "decision".into()],
+        })
+    );
+    assert_eq!(
+        typed("casebook import jsonl f --on-conflict skip --unsealed --state s"),
+        Command::Import(Import {
+            target: Target::default(),
+            input: "f".into(),
+            from: ImportFrom::Jsonl { unsealed: true },
+            on_conflict: crate::transfer::OnConflict::Skip,
+            state: Some("s".into()),
+            concurrency: 4,
+        })
+    );
+    assert_eq!(
         typed("casebook demo --count 5"),
         Command::Demo(Demo { address: None, token: None, count: 5, concurrency: 64 })
     );
@@ -115,6 +134,10 @@ fn mistakes_are_usage_errors() {
         "casebook tenant create -x",
         "casebook audit archive",
         "casebook audit archive --older-than 365",
+        "casebook export jsonl --kind tenant",
+        "casebook import jsonl",
+        "casebook import jsonl f --on-conflict maybe",
+        "casebook import jsonl f --concurrency 0",
         "casebook demo --count 0",
         "casebook serve --pool-size 3",
         "casebook health --pool-max-size 3",
@@ -161,6 +184,7 @@ fn help_fits_the_width_and_every_leaf_is_read() {
                 ["token", "list"] => format!("{path} --tenant acme"),
                 ["token", "revoke"] => format!("{path} --tenant acme id"),
                 ["tenant", "create"] => format!("{path} acme"),
+                ["import", _] => format!("{path} file"),
                 ["audit", "archive"] => format!("{path} --older-than 365d"),
                 _ => path.clone(),
             };
@@ -178,6 +202,8 @@ fn every_example_in_the_manual_can_be_typed() {
         manual::TOKEN_EXAMPLES,
         manual::TENANT_EXAMPLES,
         manual::AUDIT_EXAMPLES,
+        manual::EXPORT_EXAMPLES,
+        manual::IMPORT_EXAMPLES,
         manual::DEMO_EXAMPLES,
         manual::HEALTH_EXAMPLES,
         manual::CONFIG_EXAMPLES,

@@ -52,5 +52,8 @@ mod tenancy;
 mod tenant;
 mod training_example;
 mod transaction;
+mod transfer;
+#[cfg(feature = "sqlite")]
+mod transfer_sqlite;
 mod world;
 mod write;

@@ -23,6 +23,7 @@ mod document;
 mod embedded;
 mod errors;
 mod fault;
+mod filters;
 mod health;
 mod ingest;
 mod legal_hold;

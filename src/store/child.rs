@@ -27,6 +27,10 @@ pub trait Child: Noun {
 
 /// A noun that others may belong to.
 pub trait Parent: Noun {
+    /// Whether parts may come without touching it: then it goes in a transaction alone, or the log would not tell which
+    /// of them came first.
+    const PARTS_COME_ALONE: bool = false;
+
     /// Deletes or brings back what belongs to those that were.
     fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
         let _ = (tx, moves);
@@ -189,6 +193,10 @@ impl<T: Parent> Change for Hide<T> {
 
     fn about(&self) -> Vec<(&'static str, &str)> {
         self.0.about()
+    }
+
+    fn is_alone(&self) -> bool {
+        T::PARTS_COME_ALONE
     }
 
     fn apply<'a>(

@@ -78,11 +78,11 @@ impl Change for ModifyChunk {
         self.0.size_bytes
     }
 
-    /// Which document it belongs to is not known yet, and what else is written may replace it or count, too.
     fn about(&self) -> Vec<(&'static str, &str)> {
         self.0.about()
     }
 
+    /// Which document it belongs to is not known yet, and what else is written may replace it or count, too.
     fn is_alone(&self) -> bool {
         true
     }

@@ -4,6 +4,7 @@ use super::caller::Caller;
 use super::change::{OnConflict, advance, rows_of, stamp};
 use super::chunk::{self, Chunk};
 use super::document::Document;
+use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun};
 use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
@@ -64,6 +65,7 @@ impl Change for WriteChunks {
             });
             let mut works: Vec<Option<Work>> = works.collect();
             write(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
+            hold_back(tx, works.iter_mut().flatten()).await?;
             let outcomes = works.into_iter().zip(changes).map(|(work, applied)| match work {
                 Some(work) => work.outcome(),
                 None => {
@@ -95,6 +97,24 @@ impl Change for WriteChunks {
             written: entries.iter().filter(|entry| is_own(entry, last)).count(),
         })
     }
+}
+
+/// Refuses the works that delete what a hold keeps.
+async fn hold_back<'w, 'a: 'w>(
+    tx: &Tx<'_>,
+    works: impl Iterator<Item = &'w mut Work<'a>>,
+) -> Result<()> {
+    let mut works: Vec<&mut Work<'_>> = works.filter(|work| !work.gone.is_empty()).collect();
+    let leaving = works.iter().flat_map(|work| work.gone.iter().map(Leaving::of));
+    let mut kept = legal_hold::kept(tx, &leaving.collect::<Vec<_>>()).await?.into_iter();
+    for work in &mut works {
+        let mine: Vec<_> = kept.by_ref().take(work.gone.len()).flatten().collect();
+        if let Some(error) = mine.into_iter().next() {
+            work.refuse(error);
+            work.wrote = true;
+        }
+    }
+    Ok(())
 }
 
 /// How a chunk of the request stands.

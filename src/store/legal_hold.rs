@@ -93,6 +93,8 @@ pub struct Leaving {
     pub subject_id: String,
     pub retention_class: String,
     pub create_time: SystemTime,
+    /// What it is a part of: whatever keeps the whole keeps its parts.
+    pub whole: Option<(&'static str, String)>,
 }
 
 impl Leaving {
@@ -107,6 +109,7 @@ impl Leaving {
             subject_id: text("subject_id"),
             retention_class: text("retention_class"),
             create_time: row.meta().create_time,
+            whole: T::facts().part_of.map(|(kind, column)| (kind, text(column))),
         }
     }
 }
@@ -117,11 +120,26 @@ pub async fn kept(tx: &Tx<'_>, leaving: &[Leaving]) -> Result<Vec<Option<Error>>
         return Ok(Vec::new());
     }
     tx.run(&SHARE, &()).await?;
-    let column =
-        |text: fn(&Leaving) -> &str| leaving.iter().map(|one| text(one).to_owned()).collect();
-    let asked = (column(|one| one.kind), column(|one| &one.id), column(|one| &one.subject_id));
+    // Each, and behind all of them the wholes of those that are parts.
+    let mut asked: (Vec<String>, Vec<String>, Vec<String>) = Default::default();
+    let mut places: Vec<usize> = (0..leaving.len()).collect();
+    for one in leaving {
+        asked.0.push(one.kind.to_owned());
+        asked.1.push(one.id.clone());
+        asked.2.push(one.subject_id.clone());
+    }
+    for (place, one) in leaving.iter().enumerate() {
+        if let Some((kind, id)) = &one.whole {
+            asked.0.push((*kind).to_owned());
+            asked.1.push(id.clone());
+            asked.2.push(String::new());
+            places.push(place);
+        }
+    }
     let held = tx.run(&HELD, &asked).await?.into_iter();
-    let held: HashMap<i64, String> = held.map(|held| (held.n, held.hold_id)).collect();
+    let held: HashMap<usize, String> = held
+        .filter_map(|held| Some((*places.get(usize::try_from(held.n - 1).ok()?)?, held.hold_id)))
+        .collect();
     let classes: Vec<String> = leaving
         .iter()
         .map(|one| one.retention_class.clone())
@@ -132,7 +150,7 @@ pub async fn kept(tx: &Tx<'_>, leaving: &[Leaving]) -> Result<Vec<Option<Error>>
         .into_iter()
         .map(|floor| (floor.retention_class, floor.keep_at_least_us.unsigned_abs()))
         .collect();
-    let all = leaving.iter().zip(1..).map(|(one, n)| {
+    let all = leaving.iter().enumerate().map(|(n, one)| {
         if let Some(hold) = held.get(&n) {
             return Some(Error::Refused {
                 reason: Reason::OnHold,

@@ -108,6 +108,8 @@ impl Purge {
             subject_id: row.subject_id.clone(),
             retention_class: row.retention_class.clone(),
             create_time: row.create_time,
+            // It goes with its whole, which is looked at itself.
+            whole: None,
         };
         let mut leaving: Vec<Leaving> = buried.iter().map(|row| of(self.facts, row)).collect();
         let mut owners: Vec<&str> = buried.iter().map(|row| row.id.as_str()).collect();

@@ -73,7 +73,7 @@ mod tests {
         let decision = pool().unwrap().get_message_by_name("casebook.v1.Decision").unwrap();
         let json = json!({
             "id": "d",
-            "inputData": {"a": [1, 2.5, "x", null, true, {}], "b": {"c": null}, "é": 0.1},
+            "inputData": {"a": [1.0, 2.5, "x", null, true, {}], "b": {"c": null}, "é": 0.1},
             "avgConfidence": 0.0,
             "verdictScores": {"ALLOW": 0.1, "DENY": -3.0},
             "evidence": [{"kind": "RESOURCE_KIND_DOCUMENT", "id": "x", "version": "9007199254740993"}],

@@ -170,3 +170,46 @@ async fn nothing_held_is_deleted_behind_the_hold() {
     }
     world.close().await;
 }
+
+#[tokio::test]
+async fn a_held_whole_keeps_its_parts_whatever_takes_them() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut documents = who.documents();
+    ok!(documents.create_document(pb::CreateDocumentRequest {
+        document_id: "doc".into(),
+        document: Some(pb::Document {
+            filename: "a.txt".into(),
+            source_path: "/a.txt".into(),
+            ..Default::default()
+        }),
+        options: None,
+    }));
+    let chunk = |n: i32| pb::Chunk {
+        id: format!("c{n}"),
+        chunk_index: n,
+        text: "text".into(),
+        ..Default::default()
+    };
+    let write = |rows: Vec<pb::Chunk>, from| pb::BatchCreateChunksRequest {
+        document_id: "doc".into(),
+        chunks: rows,
+        delete_from_index: from,
+        options: Some(pb::WriteOptions {
+            on_conflict: pb::OnConflict::Replace.into(),
+            ..Default::default()
+        }),
+    };
+    ok!(documents.batch_create_chunks(write(vec![chunk(0), chunk(1)], None)));
+    ok!(who.retention().create_legal_hold(hold("h", vec![reference(Kind::Document, "doc")], "")));
+    let delete = pb::DeleteChunkRequest { chunk_id: "c1".into(), ..Default::default() };
+    fails!(documents.delete_chunk(delete.clone()), FailedPrecondition, "ON_HOLD");
+    let fewer = write(vec![chunk(0)], Some(1));
+    fails!(documents.batch_create_chunks(fewer.clone()), FailedPrecondition, "ON_HOLD");
+    // More may come.
+    ok!(documents.batch_create_chunks(write(vec![chunk(2)], None)));
+    ok!(who.retention().release_legal_hold(release("h")));
+    ok!(documents.delete_chunk(delete));
+    assert_eq!(ok!(documents.batch_create_chunks(fewer)).total_chunks, 1);
+    world.close().await;
+}

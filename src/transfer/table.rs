@@ -5,7 +5,7 @@ use super::message::pool;
 use super::wire::Method;
 use super::{Result, TransferError};
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
 /// What a create can do where the id is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,10 +249,8 @@ impl Shape {
 impl Shape {
     /// The list request for resources of whatever parent.
     pub fn any_parent(&self) -> Json {
-        match self.noun.parent {
-            Some(parent) => json!({parent: "-"}),
-            None => json!({}),
-        }
+        let parents = self.list.input.fields().filter(|field| field.name().ends_with("_id"));
+        Json::Object(parents.map(|field| (field.name().to_owned(), "-".into())).collect())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Export and import: from one tenant into another, after interruptions, and past lines that are refused.
 
 use crate::claim::{claim, consensus, verification};
-use crate::help::{add, critic, head, labels, overrule, rule};
+use crate::help::{add, critic, head, labels, overrule, reference, rule};
 use crate::process::{PATIENCE, casebook};
 use crate::world::{As, World, create, decision, open_folder};
 use casebook::pb;
@@ -49,8 +49,13 @@ fn content(path: &Path) -> Vec<String> {
         .into_iter()
         .filter(|line| line["kind"].is_string())
         .map(|mut line| {
+            let resource = line["resource"].as_object_mut().unwrap();
             for field in ["meta", "etag"] {
-                line["resource"].as_object_mut().unwrap().remove(field).unwrap();
+                resource.remove(field).unwrap();
+            }
+            // A hold that was released is released again, and then.
+            for field in ["releaseTime", "releasedBy"] {
+                resource.entry(field).and_modify(|value| *value = json!("set"));
             }
             line.to_string()
         })
@@ -137,6 +142,64 @@ async fn fill(who: &As) {
             }),
         }));
     }
+    let mut documents = pb::document_service_client::DocumentServiceClient::new(who.wire());
+    for id in ["e", "f"] {
+        ok!(documents.create_document(pb::CreateDocumentRequest {
+            document_id: id.into(),
+            document: Some(pb::Document {
+                filename: "f.txt".into(),
+                source_path: "/f.txt".into(),
+                size_bytes: Some(5 << 40),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }));
+        for n in [2, 1] {
+            let analysis = pb::Analysis { document_id: id.into(), ..Default::default() };
+            ok!(documents.create_analysis(pb::CreateAnalysisRequest {
+                analysis_id: format!("{id}-{n}"),
+                analysis: Some(analysis),
+                options: None,
+            }));
+        }
+        let chunk = |n| pb::Chunk {
+            id: format!("{id}-{n}"),
+            chunk_index: n,
+            text: "some text".into(),
+            ..Default::default()
+        };
+        ok!(documents.batch_create_chunks(pb::BatchCreateChunksRequest {
+            document_id: id.into(),
+            chunks: (0..3).map(chunk).collect(),
+            ..Default::default()
+        }));
+    }
+    let mut retention = pb::retention_service_client::RetentionServiceClient::new(who.wire());
+    for id in ["h-1", "h-2"] {
+        ok!(retention.create_legal_hold(pb::CreateLegalHoldRequest {
+            legal_hold_id: id.into(),
+            legal_hold: Some(pb::LegalHold {
+                reason: "a lawsuit".into(),
+                refs: vec![reference(pb::ResourceKind::Decision, "d-9", 0)],
+                ..Default::default()
+            }),
+            options: None,
+        }));
+    }
+    ok!(retention.release_legal_hold(pb::ReleaseLegalHoldRequest {
+        legal_hold_id: "h-1".into(),
+        reason: "it was settled".into(),
+        options: None,
+    }));
+    ok!(retention.create_retention_policy(pb::CreateRetentionPolicyRequest {
+        retention_policy_id: "r".into(),
+        retention_policy: Some(pb::RetentionPolicy {
+            retention_class: "short".into(),
+            keep_at_least: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
+            ..Default::default()
+        }),
+        options: None,
+    }));
     // Deleted resources stay behind.
     ok!(decisions.create_decision(create("gone", decision("ALLOW", 1.0))));
     ok!(decisions.delete_decision(crate::help::delete("gone")));
@@ -153,12 +216,17 @@ async fn what_is_exported_and_imported_is_the_same() {
     let (first, second) = (folder.path().join("first.jsonl"), folder.path().join("second.jsonl"));
     let counts = export_to(&world, "from", &first).await;
     let expected = [
+        ("analysis", 4),
+        ("chunk", 6),
         ("claim", 2),
         ("consensus", 3),
         ("critic_output", 10),
         ("decision", 1200),
+        ("document", 2),
+        ("legal_hold", 2),
         ("override", 2),
         ("policy_rule", 1),
+        ("retention_policy", 1),
         ("verification", 2),
     ];
     assert_eq!(counts, expected.map(|(kind, count)| (kind.to_owned(), count)).into());
@@ -184,6 +252,8 @@ async fn what_is_exported_and_imported_is_the_same() {
     assert!(
         there.contains("\"supersededById\":\"n-8\"") && there.contains("DECISION_STATE_OVERRIDDEN")
     );
+    let released = there.lines().filter(|line| line.contains("releaseTime"));
+    assert!(released.eq(there.lines().filter(|line| line.contains("\"h-1\""))), "{there}");
     // What was made by whom is new.
     let made = lines(&second)[1]["resource"]["meta"]["createdBy"].clone();
     assert_eq!(made, "casebook-import");

@@ -454,7 +454,8 @@ async fn listen(listen: &Listen) -> Result<Listener> {
         Listen::Tcp(address) => Ok(Listener::Tcp(bind_tcp(*address, "listen").await?)),
         Listen::Unix(path) => {
             // A socket that nobody answers at was left behind by a server that was killed.
-            if std::os::unix::net::UnixStream::connect(path).is_err()
+            if std::os::unix::net::UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
                 && std::fs::symlink_metadata(path).is_ok_and(|found| {
                     std::os::unix::fs::FileTypeExt::is_socket(&found.file_type())
                 })

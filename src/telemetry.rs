@@ -113,6 +113,13 @@ pub(crate) mod tests {
 
     /// Keeps what this thread logs, until the guard is dropped.
     pub fn capture(filter: &str) -> (Lines, DefaultGuard) {
+        // Whether an event is of interest to anybody is remembered for all threads, and another thread's end may have it
+        // forgotten that this one listens. With a listener that stays, each thread is asked every time.
+        static STAYS: std::sync::Once = std::sync::Once::new();
+        STAYS.call_once(|| {
+            tracing::subscriber::set_global_default(tracing_subscriber::registry())
+                .expect("no other global subscriber in tests");
+        });
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = subscriber(LogFormat::Json, filter, move || writer.clone()).unwrap();

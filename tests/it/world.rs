@@ -40,11 +40,29 @@ pub fn postgres_search() -> Vec<PathBuf> {
 
 /// A folder that the unprivileged user PostgreSQL runs as can reach, too.
 pub fn open_folder() -> tempfile::TempDir {
+    open_folder_called("casebook-test-")
+}
+
+fn open_folder_called(prefix: &str) -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::Builder::new().prefix("casebook-test-").tempdir().expect("a folder");
+    let folder = tempfile::Builder::new().prefix(prefix).tempdir().expect("a folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))
         .expect("its mode");
     folder
+}
+
+/// The folder of the run's PostgreSQL, named after the process: what is static is never dropped, so it stays when the run
+/// ends, and the next run removes it.
+fn folder_of_the_run() -> tempfile::TempDir {
+    const PREFIX: &str = "casebook-test-run-";
+    for found in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = found.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('.'));
+        if pid.is_some_and(|(pid, _)| !PathBuf::from("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_dir_all(found.path());
+        }
+    }
+    open_folder_called(&format!("{PREFIX}{}.", std::process::id()))
 }
 
 async fn shared() -> &'static Shared {
@@ -55,7 +73,7 @@ async fn shared() -> &'static Shared {
                 let config = url.parse().expect("CASEBOOK_TEST_DATABASE_URL is a PostgreSQL URL");
                 return Shared { config, _embedded: None, _folder: None };
             }
-            let folder = open_folder();
+            let folder = folder_of_the_run();
             let options = Options {
                 data_dir: folder.path().to_owned(),
                 bin_dir: std::env::var_os("CASEBOOK_POSTGRES_BIN").map(Into::into),

@@ -211,7 +211,7 @@ impl Store {
             .snapshot(caller, log::AS_OF.name, move |snapshot| {
                 let params = Arc::clone(&params);
                 Box::pin(async move {
-                    if params.2 > snapshot.head().await? {
+                    if params.2 > snapshot.head {
                         return Err(snapshot::in_the_future());
                     }
                     snapshot.reaches_back(params.2).await?;

@@ -210,7 +210,7 @@ impl Store {
     async fn archivable(&self, caller: &Caller, until: Until) -> Result<Option<(i64, i64)>> {
         self.snapshot(caller, OLD_ENOUGH.name, move |snapshot| {
             Box::pin(async move {
-                let head = snapshot.head().await?;
+                let head = snapshot.head;
                 let after = snapshot.all(&NEWEST, &()).await?.first().map_or(0, |row| row.seq);
                 if let Some(to_seq) = until.to_seq
                     && to_seq > head

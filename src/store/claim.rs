@@ -361,7 +361,7 @@ impl Store {
                     let ids = (vec![String::clone(&id)],);
                     let of_id = (String::clone(&id),);
                     let at_most = (String::clone(&id), FRAMEWORKS_MAX as i64);
-                    let seq = snapshot.head().await?;
+                    let seq = snapshot.head;
                     let claim = snapshot.all(Claim::get(), &ids).await?.pop();
                     let latest_verifications =
                         snapshot.all(&LATEST_VERIFICATIONS, &at_most).await?;

@@ -349,7 +349,7 @@ impl Store {
             let asked = Arc::clone(&asked);
             Box::pin(async move {
                 let (query, group_by) = &*asked;
-                let seq = snapshot.head().await?;
+                let seq = snapshot.head;
                 let total = count(&snapshot, query, &[]).await?.pop();
                 let total = total.ok_or_else(|| Error::internal("a count without a row"))?;
                 let mut groups = if group_by.is_empty() {
@@ -387,7 +387,7 @@ async fn count(
          FROM decision d WHERE {conditions}{grouping}",
         keys.join(", "),
     );
-    let rows = snapshot.dynamic(&sql, &params.as_sql()).await?;
+    let rows = snapshot.dynamic(&sql, &params).await?;
     rows.iter()
         .map(|row| {
             Ok(Group {

@@ -107,7 +107,7 @@ impl Store {
     pub async fn log_head(&self, caller: &Caller) -> Result<i64> {
         self.snapshot(caller, super::log::HEAD.name, |snapshot| {
             Box::pin(async move {
-                let head = snapshot.head().await?;
+                let head = snapshot.head;
                 snapshot.end(head).await
             })
         })
@@ -145,7 +145,7 @@ impl Store {
                 let columns = LogRow::columns();
                 let columns: Vec<&str> = columns.iter().map(|column| column.name).collect();
                 let (sql, params) = LISTING.page(&columns, &query);
-                let rows = read_rows(&snapshot.dynamic(&sql, &params.as_sql()).await?)?;
+                let rows = read_rows(&snapshot.dynamic(&sql, &params).await?)?;
                 snapshot.end((rows, end)).await
             })
         })

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Reason, Result};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 /// Levels of a tree; a lone condition has one.
@@ -461,36 +461,49 @@ impl Size {
 
 /// The parameters of a generated statement, in the order of their `$n`.
 #[derive(Debug, Default)]
-pub struct Params(Vec<Box<dyn ToSql + Sync + Send>>);
+pub struct Params(Vec<(Box<dyn ToSql + Sync + Send>, Type)>);
 
 /// A Rust type that is bound as one SQL type.
 pub trait Parameter: ToSql + Sync + Send + 'static {
-    const TYPE: &'static str;
+    const NAME: &'static str;
+    const TYPE: Type;
 }
 
 macro_rules! parameter {
-    ($($rust:ty => $sql:literal),* $(,)?) => {
+    ($($rust:ty => $name:literal $one:ident $several:ident),* $(,)?) => {
         $(
-            impl Parameter for $rust { const TYPE: &'static str = $sql; }
-            impl Parameter for Vec<$rust> { const TYPE: &'static str = concat!($sql, "[]"); }
+            impl Parameter for $rust {
+                const NAME: &'static str = $name;
+                const TYPE: Type = Type::$one;
+            }
+            impl Parameter for Vec<$rust> {
+                const NAME: &'static str = concat!($name, "[]");
+                const TYPE: Type = Type::$several;
+            }
         )*
     };
 }
 parameter! {
-    String => "text", i16 => "int2", i64 => "int8", f64 => "float8", bool => "bool",
-    SystemTime => "timestamptz", Uuid => "uuid",
+    String => "text" TEXT TEXT_ARRAY, i16 => "int2" INT2 INT2_ARRAY, i64 => "int8" INT8 INT8_ARRAY,
+    f64 => "float8" FLOAT8 FLOAT8_ARRAY, bool => "bool" BOOL BOOL_ARRAY,
+    SystemTime => "timestamptz" TIMESTAMPTZ TIMESTAMPTZ_ARRAY, Uuid => "uuid" UUID UUID_ARRAY,
 }
 
 impl Params {
     /// Adds a value and gives its place with its type, `$3::int8`.
     pub fn push<T: Parameter>(&mut self, value: T) -> String {
-        self.0.push(Box::new(value));
-        format!("${}::{}", self.0.len(), T::TYPE)
+        self.0.push((Box::new(value), T::TYPE));
+        format!("${}::{}", self.0.len(), T::NAME)
     }
 
     /// As tokio-postgres takes them.
     pub fn as_sql(&self) -> Vec<&(dyn ToSql + Sync)> {
-        self.0.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect()
+        self.0.iter().map(|(value, _)| &**value as &(dyn ToSql + Sync)).collect()
+    }
+
+    /// The same with their types, so that PostgreSQL need not be asked first.
+    pub(super) fn typed(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        self.0.iter().map(|(value, of)| (&**value as &(dyn ToSql + Sync), of.clone())).collect()
     }
 
     pub(super) fn scalar(&mut self, value: &Scalar) -> String {

@@ -116,9 +116,9 @@ impl Store {
         self.snapshot(caller, "metrics_snapshot.SERIES", move |snapshot| {
             let series = Arc::clone(&series);
             Box::pin(async move {
-                let seq = snapshot.head().await?;
+                let seq = snapshot.head;
                 let (sql, params) = series.sql();
-                let rows = snapshot.dynamic(&sql, &params.as_sql()).await?;
+                let rows = snapshot.dynamic(&sql, &params).await?;
                 let buckets = read_rows(&rows)?;
                 snapshot.end((buckets, seq)).await
             })

@@ -376,7 +376,7 @@ async fn visit(snapshot: &Snapshot, query: &ListQuery, walk: &Walk) -> Result<Ve
         let limit = VISITED_MAX + 1 - visited.len();
         let end = start(!walk.incoming);
         let (sql, params) = LISTING.values(&step, end, &visited, limit);
-        for row in snapshot.dynamic(&sql, &params.as_sql()).await? {
+        for row in snapshot.dynamic(&sql, &params).await? {
             visited.push(row.try_get(0)?);
         }
     }

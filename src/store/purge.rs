@@ -153,7 +153,7 @@ impl Purge {
             conditions.join(" AND "),
             params.push(self.max),
         );
-        read_rows(&tx.dynamic(&sql, &params.as_sql()).await?)
+        read_rows(&tx.dynamic(&sql, &params).await?)
     }
 }
 
@@ -170,7 +170,7 @@ async fn parts_of(tx: &Tx<'_>, part: &'static Facts, of: &[Buried]) -> Result<Ve
         params.push(ids),
         params.push(times),
     );
-    read_rows(&tx.dynamic(&sql, &params.as_sql()).await?)
+    read_rows(&tx.dynamic(&sql, &params).await?)
 }
 
 fn select(facts: &Facts) -> String {

@@ -3,6 +3,7 @@
 use super::Store;
 use super::backend::Op;
 use super::caller::Caller;
+use super::filter;
 use super::list::{ListQuery, Listing, MAX_EXACT_COUNT, estimated_rows};
 use super::log;
 use super::postgres::{Conn, Lane, read_rows};
@@ -10,10 +11,9 @@ use super::query::{FromRow, Params, Query};
 use crate::{Error, Result, queries, row};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
-use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
 
 row! {
     pub struct Begun {
@@ -32,6 +32,51 @@ queries! { "snapshot" {
 pub struct Snapshot {
     conn: Conn,
     pub now: SystemTime,
+    /// The tenant's newest log number; 0 before its first write.
+    pub head: i64,
+}
+
+/// What one statement found at one moment.
+pub(super) struct Glance {
+    pub rows: Vec<Row>,
+    pub now: SystemTime,
+    /// As in a [`Snapshot`].
+    pub head: i64,
+}
+
+/// The beginning of a snapshot, ready to be sent.
+struct Beginning {
+    enter: Statement,
+    head: Statement,
+    params: (String, String),
+}
+
+impl Beginning {
+    async fn prepare(conn: &Conn, tenant: String, left: Duration) -> Result<Self> {
+        Ok(Self {
+            enter: conn.prepare(ENTER.sql()).await?,
+            head: conn.prepare(log::HEAD.sql()).await?,
+            params: (tenant, left.as_millis().max(1).to_string()),
+        })
+    }
+
+    /// All in one flight, on the first poll.
+    async fn send(&self, conn: &Conn) -> Result<(SystemTime, i64)> {
+        let params = self.params.as_sql();
+        let (begun, entered, head) = futures_util::join!(
+            conn.client().batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+            conn.client().query(&self.enter, &params),
+            conn.client().query(&self.head, &[]),
+        );
+        begun?;
+        let entered: Vec<Begun> = read_rows(&entered?)?;
+        let head: Vec<log::Seq> = read_rows(&head?)?;
+        let now = entered
+            .first()
+            .map(|row| row.now)
+            .ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
+        Ok((now, head.first().map_or(0, |head| head.seq)))
+    }
 }
 
 impl Snapshot {
@@ -43,9 +88,10 @@ impl Snapshot {
         self.conn.all(query, params).await
     }
 
-    /// Runs a statement built for this call. It is not kept: its text depends on what the caller asked.
-    pub async fn dynamic(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        Ok(self.conn.client().query(sql, params).await?)
+    /// Runs a statement built for this call, in one round trip. It is not kept: its text depends on what the caller
+    /// asked.
+    pub async fn dynamic(&self, sql: &str, params: &filter::Params) -> Result<Vec<Row>> {
+        Ok(self.conn.client().query_typed(sql, &params.typed()).await?)
     }
 
     /// Ends the transaction and gives the connection back.
@@ -53,11 +99,6 @@ impl Snapshot {
         self.conn.client().batch_execute("COMMIT").await?;
         self.conn.done();
         Ok(value)
-    }
-
-    /// The tenant's newest log number; 0 before its first write.
-    pub async fn head(&self) -> Result<i64> {
-        Ok(self.all(&log::HEAD, &()).await?.first().map_or(0, |head| head.seq))
     }
 }
 
@@ -88,31 +129,60 @@ impl Store {
         name: &'static str,
         run: impl Fn(Snapshot) -> BoxFuture<'static, Result<T>> + Send + Sync + 'static,
     ) -> Result<T> {
-        let (tenant, deadline, statement_timeout) =
-            (caller.tenant.to_string(), caller.deadline, self.statement_timeout);
+        let begin = self.beginning(caller);
         let run = Arc::new(run);
-        let op = Op::new(name, Lane::Work, deadline, move |conn| {
-            let (tenant, run) = (tenant.clone(), Arc::clone(&run));
+        let op = Op::new(name, Lane::Work, caller.deadline, move |conn| {
+            let (begin, run) = (begin.clone(), Arc::clone(&run));
             Box::pin(async move {
-                let left =
-                    deadline.saturating_duration_since(Instant::now()).min(statement_timeout);
-                let enter = conn.prepare(ENTER.sql()).await?;
-                let params = (tenant, left.as_millis().max(1).to_string());
-                let params = params.as_sql();
-                let (begun, entered) = futures_util::join!(
-                    conn.client().batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-                    conn.client().query(&enter, &params),
-                );
-                begun?;
-                let entered: Vec<Begun> = read_rows(&entered?)?;
-                let now = entered
-                    .first()
-                    .map(|row| row.now)
-                    .ok_or_else(|| Error::internal("no time from PostgreSQL"))?;
-                run(Snapshot { conn, now }).await
+                let (now, head) = begin(&conn).await?.send(&conn).await?;
+                run(Snapshot { conn, now, head }).await
             })
         });
         self.backend.call(op).await
+    }
+
+    /// Runs one statement at a snapshot of its own, from BEGIN to COMMIT in one round trip.
+    pub(super) async fn glance(
+        &self,
+        caller: &Caller,
+        name: &'static str,
+        (sql, params): (String, filter::Params),
+    ) -> Result<Glance> {
+        let begin = self.beginning(caller);
+        let asked = Arc::new((sql, params));
+        let op = Op::new(name, Lane::Work, caller.deadline, move |conn| {
+            let (begin, asked) = (begin.clone(), Arc::clone(&asked));
+            Box::pin(async move {
+                let (sql, params) = &*asked;
+                let params = params.typed();
+                let begin = begin(&conn).await?;
+                let (begun, rows, ended) = futures_util::join!(
+                    begin.send(&conn),
+                    conn.client().query_typed(sql, &params),
+                    conn.client().batch_execute("COMMIT"),
+                );
+                // The first failure is the cause; what follows it only reports an aborted transaction.
+                let ((now, head), rows) = (begun?, rows?);
+                ended?;
+                conn.done();
+                Ok(Glance { rows, now, head })
+            })
+        });
+        self.backend.call(op).await
+    }
+
+    /// Makes a snapshot's beginning, within what is left of the deadline when it is made.
+    fn beginning(
+        &self,
+        caller: &Caller,
+    ) -> impl for<'a> Fn(&'a Conn) -> BoxFuture<'a, Result<Beginning>> + Clone + Send + Sync + 'static
+    {
+        let (tenant, deadline, statement_timeout) =
+            (caller.tenant.to_string(), caller.deadline, self.statement_timeout);
+        move |conn| {
+            let left = deadline.saturating_duration_since(Instant::now()).min(statement_timeout);
+            Box::pin(Beginning::prepare(conn, tenant.clone(), left))
+        }
     }
 
     /// Fails unless the tenant's log has come as far as `seq`.
@@ -120,7 +190,7 @@ impl Store {
         let head = self
             .snapshot(caller, log::HEAD.name, |snapshot| {
                 Box::pin(async move {
-                    let head = snapshot.head().await?;
+                    let head = snapshot.head;
                     snapshot.end(head).await
                 })
             })
@@ -136,6 +206,13 @@ impl Store {
         query: ListQuery,
         wants_total: bool,
     ) -> Result<Page<R>> {
+        if query.snapshot.is_none() && !wants_total {
+            let query = log::up_to(listing, &query)?.unwrap_or(query);
+            let Glance { rows, now, head } =
+                self.glance(caller, listing.op, page_of::<R>(listing, &query)).await?;
+            let (rows, next) = read_page(rows, &query)?;
+            return Ok(Page { rows, next, seq: head, total: None, now });
+        }
         let query = Arc::new(query);
         self.snapshot(caller, listing.op, move |snapshot| {
             let query = Arc::clone(&query);
@@ -155,33 +232,44 @@ pub(super) async fn read_listing<R: FromRow>(
     query: &ListQuery,
     wants_total: bool,
 ) -> Result<Page<R>> {
-    let head = snapshot.head().await?;
+    let head = snapshot.head;
     let seq = query.snapshot.unwrap_or(head);
     if seq > head {
         return Err(in_the_future());
     }
     // The log only grows, so a part of it is all there is to its past.
     let of_log = log::up_to(listing, query)?;
-    if of_log.is_none() && query.snapshot.is_some() {
+    if of_log.is_none() && query.snapshot.is_some_and(|seq| seq < head) {
         snapshot.reaches_back(seq).await?;
     }
-    let query = of_log.as_ref().unwrap_or(query);
-    let (rows, next) = read_page(snapshot, listing, query).await?;
+    let of_now;
+    let query = match of_log.as_ref() {
+        Some(of_log) => of_log,
+        // Nothing has been written since the first page, so the table is as it was.
+        None if query.snapshot == Some(head) => {
+            of_now = ListQuery { snapshot: None, ..query.clone() };
+            &of_now
+        }
+        None => query,
+    };
+    let (sql, params) = page_of::<R>(listing, query);
+    let (rows, next) = read_page(snapshot.dynamic(&sql, &params).await?, query)?;
     let total = if wants_total { Some(total(snapshot, listing, query).await?) } else { None };
     Ok(Page { rows, next, seq, total, now: snapshot.now })
 }
 
-async fn read_page<R: FromRow>(
-    snapshot: &Snapshot,
-    listing: &Listing,
-    query: &ListQuery,
-) -> Result<(Vec<R>, Option<Vec<Option<String>>>)> {
+/// The statement of a page. It asks for one row more, which tells whether there is another page.
+fn page_of<R: FromRow>(listing: &Listing, query: &ListQuery) -> (String, filter::Params) {
     let columns = R::columns();
     let columns: Vec<&str> = columns.iter().map(|column| column.name).collect();
-    // One more than the page tells whether there is another.
-    let asked = ListQuery { limit: query.limit + 1, ..query.clone() };
-    let (sql, params) = listing.page(&columns, &asked);
-    let mut rows = snapshot.dynamic(&sql, &params.as_sql()).await?;
+    listing.page(&columns, &ListQuery { limit: query.limit + 1, ..query.clone() })
+}
+
+/// The rows of a page, and where the next one begins.
+fn read_page<R: FromRow>(
+    mut rows: Vec<Row>,
+    query: &ListQuery,
+) -> Result<(Vec<R>, Option<Vec<Option<String>>>)> {
     let more = rows.len() as i64 > query.limit;
     rows.truncate(query.limit as usize);
     let next = match rows.last() {
@@ -194,7 +282,7 @@ async fn read_page<R: FromRow>(
 async fn total(snapshot: &Snapshot, listing: &Listing, query: &ListQuery) -> Result<Total> {
     let all = ListQuery { after: None, skip: 0, ..query.clone() };
     let (sql, params) = listing.count(&all);
-    let rows = snapshot.dynamic(&sql, &params.as_sql()).await?;
+    let rows = snapshot.dynamic(&sql, &params).await?;
     let counted: i64 = match rows.first() {
         Some(row) => row.try_get(0)?,
         None => 0,
@@ -203,7 +291,7 @@ async fn total(snapshot: &Snapshot, listing: &Listing, query: &ListQuery) -> Res
         return Ok(Total { rows: counted, is_estimate: false });
     }
     let (sql, params) = listing.estimate(&all);
-    let plan = snapshot.dynamic(&sql, &params.as_sql()).await?;
+    let plan = snapshot.dynamic(&sql, &params).await?;
     let line: &str = plan.first().map_or(Ok(""), |row| row.try_get(0))?;
     Ok(Total { rows: estimated_rows(line).unwrap_or(counted).max(counted), is_estimate: true })
 }

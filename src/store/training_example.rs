@@ -142,7 +142,7 @@ impl Change for ClaimTrainingBatch {
             // One after the other: what one has marked, the next does not find.
             for Applied { change, caller } in changes {
                 let (sql, params) = change.free();
-                let uids = as_many_as_fit(read_rows(&tx.dynamic(&sql, &params.as_sql()).await?)?);
+                let uids = as_many_as_fit(read_rows(&tx.dynamic(&sql, &params).await?)?);
                 let mut found: HashMap<Uuid, TrainingExample> = HashMap::new();
                 if !uids.is_empty() {
                     let rows = tx.run(&BY_UID, &(uids.clone(),)).await?;

@@ -85,7 +85,7 @@ impl Store {
         self.snapshot(caller, "verification.STATISTICS", move |snapshot| {
             let query = Arc::clone(&query);
             Box::pin(async move {
-                let seq = snapshot.head().await?;
+                let seq = snapshot.head;
                 let mut params = Dynamic::default();
                 let conditions = query.conditions(&mut params).join(" AND ");
                 let conditions = if conditions.is_empty() { "TRUE" } else { &conditions };
@@ -100,7 +100,7 @@ impl Store {
                      ORDER BY GROUPING(d.framework) DESC, count DESC, framework LIMIT {}",
                     FRAMEWORKS_MAX + 2
                 );
-                let rows = snapshot.dynamic(&sql, &params.as_sql()).await?;
+                let rows = snapshot.dynamic(&sql, &params).await?;
                 let mut groups: Vec<FrameworkFigures> = read_rows(&rows)?;
                 if groups.is_empty() {
                     return Err(Error::internal("a total without a row"));

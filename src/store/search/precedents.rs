@@ -129,9 +129,9 @@ impl Store {
             let asked = Arc::clone(&asked);
             Box::pin(async move {
                 let (sql, params) = &*asked;
-                let seq = snapshot.head().await?;
+                let seq = snapshot.head;
                 let mut found = Vec::new();
-                for row in snapshot.dynamic(sql, &params.as_sql()).await? {
+                for row in snapshot.dynamic(sql, &params).await? {
                     let headline: &str = row.try_get("headline")?;
                     found.push(FoundPrecedent {
                         precedent: Precedent::read(&row, &mut 0)?,

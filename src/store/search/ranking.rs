@@ -12,10 +12,11 @@ use crate::store::caller::Caller;
 use crate::store::canonical::Json;
 use crate::store::filter::{Field, FieldKind, Filter, Params};
 use crate::store::list::{ListQuery, Source};
-use crate::store::snapshot::{Snapshot, in_the_future};
+use crate::store::snapshot::{Glance, Snapshot, in_the_future};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// What is searched for. Kinds are each once, and each has its filter.
@@ -146,6 +147,23 @@ impl Search {
     }
 }
 
+impl Search {
+    fn hits(&self, found: Vec<Found>, details: &mut Details) -> Result<Vec<Hit>> {
+        let hits = found.into_iter().map(|found| {
+            let Found { kind, id, uid, version, score, .. } = found;
+            let (kind, _) = self
+                .kinds
+                .get(kind)
+                .ok_or_else(|| Error::internal("a hit of a kind not asked for"))?;
+            let (highlights, fields) = details.remove(&uid).unwrap_or_default();
+            let fields = self.shown.as_ref().and(fields);
+            let place = Place { score, uid };
+            Ok(Hit { kind, id, version, place, highlights, fields })
+        });
+        hits.collect()
+    }
+}
+
 /// A field as JSON: times as text, enum values by their names in the protocol.
 fn rendered(field: &Field) -> String {
     let column = field.column;
@@ -173,47 +191,54 @@ struct Found {
     restored: bool,
 }
 
+const OP: &str = "search.SEARCH";
+
+fn read_found(rows: &[Row]) -> Result<Vec<Found>> {
+    let found = rows.iter().map(|row| {
+        let kind: i32 = row.try_get("kind")?;
+        Ok(Found {
+            kind: usize::try_from(kind).map_err(Error::internal)?,
+            id: row.try_get("id")?,
+            uid: row.try_get("uid")?,
+            version: row.try_get("version")?,
+            score: row.try_get("score")?,
+            restored: row.try_get("restored")?,
+        })
+    });
+    found.collect()
+}
+
 impl Store {
     /// One page of a ranking.
     pub async fn search(&self, caller: &Caller, search: Search) -> Result<Hits> {
+        if search.snapshot.is_none() && !search.highlight && search.shown.is_none() {
+            let Glance { rows, head, .. } =
+                self.glance(caller, OP, search.ranking(&caller.tenant)).await?;
+            let mut found = read_found(&rows)?;
+            let more = found.len() as i64 > search.limit;
+            found.truncate(search.limit as usize);
+            return Ok(Hits { hits: search.hits(found, &mut Details::new())?, more, seq: head });
+        }
         let asked = Arc::new((search, caller.tenant.to_string()));
-        self.snapshot(caller, "search.SEARCH", move |snapshot| {
+        self.snapshot(caller, OP, move |snapshot| {
             let asked = Arc::clone(&asked);
             Box::pin(async move {
                 let (search, tenant) = &*asked;
-                let head = snapshot.head().await?;
+                let head = snapshot.head;
                 let seq = search.snapshot.unwrap_or(head);
                 if seq > head {
                     return Err(in_the_future());
                 }
-                let (sql, params) = search.ranking(tenant);
-                let mut found = Vec::new();
-                for row in snapshot.dynamic(&sql, &params.as_sql()).await? {
-                    let kind: i32 = row.try_get("kind")?;
-                    found.push(Found {
-                        kind: usize::try_from(kind).map_err(Error::internal)?,
-                        id: row.try_get("id")?,
-                        uid: row.try_get("uid")?,
-                        version: row.try_get("version")?,
-                        score: row.try_get("score")?,
-                        restored: row.try_get("restored")?,
-                    });
-                }
+                let (sql, params) = match seq < head {
+                    true => search.ranking(tenant),
+                    // Nothing has been written since the first page, so the tables are as they were.
+                    false => Search { snapshot: None, ..search.clone() }.ranking(tenant),
+                };
+                let mut found = read_found(&snapshot.dynamic(&sql, &params).await?)?;
                 let more = found.len() as i64 > search.limit;
                 found.truncate(search.limit as usize);
                 let mut details = details_of(&snapshot, search, &found).await?;
-                let hits = found.into_iter().map(|found| {
-                    let Found { kind, id, uid, version, score, .. } = found;
-                    let (kind, _) = search
-                        .kinds
-                        .get(kind)
-                        .ok_or_else(|| Error::internal("a hit of a kind not asked for"))?;
-                    let (highlights, fields) = details.remove(&uid).unwrap_or_default();
-                    let fields = search.shown.as_ref().and(fields);
-                    let place = Place { score, uid };
-                    Ok(Hit { kind, id, version, place, highlights, fields })
-                });
-                let hits = hits.collect::<Result<_>>()?;
+                let hits = search.hits(found, &mut details)?;
                 snapshot.end(Hits { hits, more, seq }).await
             })
         })
@@ -236,7 +261,7 @@ async fn details_of(snapshot: &Snapshot, search: &Search, found: &[Found]) -> Re
     for ((kind, restored), hits) in groups {
         let Some((kind, _)) = search.kinds.get(kind) else { continue };
         let (sql, params) = search.details(kind, &hits, restored);
-        for row in snapshot.dynamic(&sql, &params.as_sql()).await? {
+        for row in snapshot.dynamic(&sql, &params).await? {
             let headline: &str = row.try_get("headline")?;
             details.insert(row.try_get("uid")?, (passages(headline), Some(row.try_get("fields")?)));
         }

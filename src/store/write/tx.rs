@@ -1,5 +1,6 @@
 //! What a change works with: an open transaction in its tenant.
 
+use crate::store::filter;
 use crate::store::noun::{Meta, Noun};
 use crate::store::postgres::{Conn, read_rows};
 use crate::store::query::{FromRow, Params, Query, Rows};
@@ -45,24 +46,17 @@ impl Tx<'_> {
         read_rows(&rows)
     }
 
-    /// Runs a statement built for this change. It is not kept: its text depends on what the caller asked.
-    pub async fn dynamic(
-        &self,
-        sql: &str,
-        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-    ) -> Result<Vec<Row>> {
+    /// Runs a statement built for this change, in one round trip. It is not kept: its text depends on what the caller
+    /// asked.
+    pub async fn dynamic(&self, sql: &str, params: &filter::Params) -> Result<Vec<Row>> {
+        let params = params.typed();
+        let rows = self.conn.client().query_typed(sql, &params);
+        let Some(set) = self.set_tenant else { return Ok(rows.await?) };
         let tenant: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&self.tenant];
-        if let Some(set) = self.set_tenant {
-            // Prepared first, so that nothing comes between the setting and the statement.
-            let statement = self.conn.client().prepare(sql).await?;
-            let (set, rows) = futures_util::join!(
-                self.conn.client().query(set, &tenant),
-                self.conn.client().query(&statement, params)
-            );
-            set?;
-            return Ok(rows?);
-        }
-        Ok(self.conn.client().query(sql, params).await?)
+        // One behind the other, as in `run`.
+        let (set, rows) = futures_util::join!(self.conn.client().query(set, &tenant), rows);
+        set?;
+        Ok(rows?)
     }
 
     /// Live rows by id, locked; missing ones are left out.

@@ -4,6 +4,8 @@
 // What it has measured is its output.
 #![allow(clippy::print_stdout)]
 
+#[path = "suite/bulk.rs"]
+mod bulk;
 #[path = "suite/database.rs"]
 mod database;
 #[path = "suite/echo.rs"]
@@ -16,10 +18,14 @@ mod measure;
 mod payload;
 #[path = "suite/process.rs"]
 mod process;
+#[path = "suite/records.rs"]
+mod records;
 #[path = "suite/report.rs"]
 mod report;
 #[path = "suite/scenarios.rs"]
 mod scenarios;
+#[path = "suite/search.rs"]
+mod search;
 #[path = "suite/sides.rs"]
 mod sides;
 #[path = "suite/stats.rs"]

@@ -1,5 +1,6 @@
 //! The one PostgreSQL that every side works on: started, filled, and driven directly by pgbench.
 
+use crate::bulk::Copy;
 use crate::load::{FIRST_NEW_ID, LAST_NEW_ID, Look, Sample};
 use crate::process::{Watched, cores};
 use crate::{Context, Result, payload};
@@ -21,7 +22,7 @@ pub const ROWS: u64 = 10_000;
 
 /// Beside the defaults of an embedded server. fsync stays on.
 pub const SETTINGS: [(&str, &str); 5] = [
-    ("shared_buffers", "256MB"),
+    ("shared_buffers", "4GB"),
     ("min_wal_size", "2GB"),
     ("max_wal_size", "4GB"),
     ("checkpoint_timeout", "30min"),
@@ -29,6 +30,7 @@ pub const SETTINGS: [(&str, &str); 5] = [
 ];
 
 const OWNER: &str = "postgres";
+const DATABASE: &str = "casebook";
 
 pub struct Database {
     embedded: Embedded,
@@ -81,16 +83,16 @@ impl Database {
 
     /// For Casebook's service, which logs in as its own role.
     pub fn service_url(&self) -> String {
-        self.url(SERVICE_ROLE)
+        self.url(SERVICE_ROLE, DATABASE)
     }
 
     /// For everybody else, in the form that libpq, SQLAlchemy and tokio-postgres all read.
     pub fn owner_url(&self) -> String {
-        self.url(OWNER)
+        self.url(OWNER, DATABASE)
     }
 
-    fn url(&self, user: &str) -> String {
-        format!("postgresql://{user}@/casebook?host={}&port=5432", self.socket.display())
+    fn url(&self, user: &str, database: &str) -> String {
+        format!("postgresql://{user}@/{database}?host={}&port=5432", self.socket.display())
     }
 
     pub fn watched(&self) -> Watched {
@@ -126,7 +128,8 @@ impl Database {
         self.client
             .batch_execute(
                 "CREATE SCHEMA raw; \
-                 CREATE TABLE raw.decision (LIKE casebook.decision INCLUDING CONSTRAINTS INCLUDING INDEXES)",
+                 CREATE TABLE raw.decision \
+                 (LIKE casebook.decision INCLUDING CONSTRAINTS INCLUDING INDEXES INCLUDING GENERATED)",
             )
             .await?;
         // A server that has run for a while writes over old WAL files; a new one fills each with zeros first, which
@@ -172,7 +175,7 @@ impl Database {
     }
 
     async fn columns_read(&self) -> Result<String> {
-        let columns = self.columns().await?;
+        let columns = self.columns("decision").await?;
         let columns =
             columns.iter().map(|(name, _)| name.as_str()).filter(|name| *name != "tenant_id");
         Ok(columns.collect::<Vec<_>>().join(", "))
@@ -185,7 +188,7 @@ impl Database {
         let uid = if major >= 18 { "uuidv7()" } else { "gen_random_uuid()" };
         let mut parameters = vec![String::new()];
         let (mut names, mut values) = (Vec::new(), Vec::new());
-        for (name, kind) in self.columns().await? {
+        for (name, kind) in self.columns("decision").await? {
             let row = format!("SELECT {name}::text FROM casebook.decision WHERE id = '{FIRST_ID}'");
             let Some(text) = self.client.query_one(&row, &[]).await?.get::<_, Option<String>>(0)
             else {
@@ -211,11 +214,66 @@ impl Database {
         })
     }
 
-    async fn columns(&self) -> Result<Vec<(String, String)>> {
+    /// Names and types of a table's columns, but for those that PostgreSQL makes.
+    async fn columns(&self, table: &str) -> Result<Vec<(String, String)>> {
         let sql = "SELECT column_name::text, data_type::text FROM information_schema.columns \
-                   WHERE table_schema = 'casebook' AND table_name = 'decision' ORDER BY ordinal_position";
-        let rows = self.client.query(sql, &[]).await?;
+                   WHERE table_schema = 'casebook' AND table_name = $1::text AND is_generated = 'NEVER' \
+                   ORDER BY ordinal_position";
+        let rows = self.client.query(sql, &[&table]).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Another database of the same server, with its schema: the URLs of the service and of the owner.
+    pub async fn another(&self, name: &str) -> Result<(String, String)> {
+        self.client.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        let mut config = self.embedded.config();
+        config.dbname(name);
+        Migrator::connect(&config).await?.up().await?;
+        Ok((self.url(SERVICE_ROLE, name), self.url(OWNER, name)))
+    }
+
+    /// What autovacuum would do in time.
+    pub async fn vacuum(&self, owner_url: &str) -> Result<()> {
+        let config = owner_url.parse::<tokio_postgres::Config>()?;
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client.batch_execute("VACUUM (ANALYZE)").await?)
+    }
+
+    /// The table that chunks are copied into.
+    pub async fn raw_chunk(&self) -> Result<()> {
+        self.client
+            .batch_execute(
+                "CREATE TABLE raw.chunk (LIKE casebook.chunk INCLUDING CONSTRAINTS INCLUDING INDEXES \
+                 INCLUDING GENERATED, \
+                 FOREIGN KEY (tenant_id, document_uid) REFERENCES casebook.document (tenant_id, uid))",
+            )
+            .await?;
+        Ok(self.client.batch_execute("VACUUM (ANALYZE)").await?)
+    }
+
+    pub async fn copy_decisions(&self, rows: u64) -> Result<Copy> {
+        self.copy("decision", &["id", "uid"], &format!("id = '{FIRST_ID}'"), rows).await
+    }
+
+    pub async fn copy_chunks(&self, rows: u64) -> Result<Copy> {
+        let made = ["id", "uid", "chunk_index"];
+        self.copy("chunk", &made, "document_id = 'copied'", rows).await
+    }
+
+    /// From some rows of a table to its bare twin; the columns that are made anew come first.
+    async fn copy(&self, table: &str, made: &[&str], some: &str, rows: u64) -> Result<Copy> {
+        let columns = self.columns(table).await?;
+        let others = columns.iter().map(|(name, _)| name.as_str()).filter(|n| !made.contains(n));
+        let columns: Vec<&str> = made.iter().copied().chain(others).collect();
+        let columns = columns.join(", ");
+        Ok(Copy {
+            conninfo: self.owner_url(),
+            from: format!("SELECT {columns} FROM casebook.{table} WHERE {some}"),
+            into: format!("raw.{table} ({columns})"),
+            has_index: made.contains(&"chunk_index"),
+            rows,
+        })
     }
 
     /// Runs pgbench and measures it from the moment when it is warm.

@@ -2,7 +2,7 @@
 
 use crate::process::{Watched, machine_cpu_us};
 use crate::stats::{Random, quantile};
-use crate::{Context, Result};
+use crate::{Context, Result, bulk, search};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use casebook::pb;
 use prost::Message;
@@ -24,6 +24,9 @@ use tonic::{Request, Status};
 pub const FIRST_NEW_ID: u64 = 1_000_000_000_000_000;
 pub const LAST_NEW_ID: u64 = 9_007_199_254_740_991;
 
+/// Of answers to batches and listings.
+const ANSWER_MAX: usize = 64 << 20;
+
 /// What to call, how, and for how long: the parent writes it, the client process reads it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
@@ -43,6 +46,29 @@ pub enum Call {
     Create { address: String, connections: usize, tenants: Vec<String> },
     /// The prepared statement straight to PostgreSQL, one connection for each caller.
     Insert { conninfo: String, sql: String, parameters: Vec<String> },
+    /// BatchCreateDecisions of the same payload under new random ids.
+    Batch { address: String, rows: u64 },
+    /// IngestChunks, a stream for each caller, messages of so many chunks.
+    Ingest { address: String, rows: u64 },
+    /// COPY, one connection for each caller.
+    Copy(bulk::Copy),
+    /// The same message again and again.
+    Repeat { address: String, path: String, body: Vec<u8> },
+    /// Search for documents.
+    Search { address: String },
+    /// What Casebook says to PostgreSQL for such a search, in one round trip, one connection for each caller.
+    RawSearch { conninfo: String },
+}
+
+impl Call {
+    /// How many rows one call is about, which is what is counted.
+    fn rows(&self) -> u64 {
+        match self {
+            Self::Batch { rows, .. } | Self::Ingest { rows, .. } => *rows,
+            Self::Copy(copy) => copy.rows,
+            _ => 1,
+        }
+    }
 }
 
 /// What came of it.
@@ -105,8 +131,8 @@ impl Look {
 }
 
 const WARMING: u8 = 0;
-const MEASURING: u8 = 1;
-const OVER: u8 = 2;
+pub const MEASURING: u8 = 1;
+pub const OVER: u8 = 2;
 
 /// Runs the plan in the file and prints the sample. One thread carries all callers, which costs the least.
 pub fn run(plan: &std::path::Path) -> Result<()> {
@@ -128,7 +154,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 let mut random = random(n)?;
                 let caller = Caller {
                     grpc: Grpc::new(channels[n % channels.len()].clone()),
-                    path: "/casebook.v1.DecisionService/GetDecision",
+                    path: PathAndQuery::from_static("/casebook.v1.DecisionService/GetDecision"),
                     tenant: None,
                     body: move || {
                         let id = (first + random.below(count)).to_string();
@@ -142,7 +168,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
         }
         Call::Create { address, connections, tenants } => {
             let channels = connect(address, *connections).await?;
-            let rest: Bytes = crate::payload::request("").encode_to_vec().into();
+            let rest = bulk::decision_rest();
             for n in 0..plan.in_flight {
                 let mut random = random(n)?;
                 let rest = rest.clone();
@@ -152,7 +178,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 };
                 let caller = Caller {
                     grpc: Grpc::new(channels[n % channels.len()].clone()),
-                    path: "/casebook.v1.DecisionService/CreateDecision",
+                    path: PathAndQuery::from_static("/casebook.v1.DecisionService/CreateDecision"),
                     tenant,
                     body: move || {
                         let id =
@@ -187,8 +213,72 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 ));
             }
         }
+        Call::Batch { address, rows } => {
+            let channel = connect(address, 1).await?.remove(0);
+            let rest = bulk::decision_rest();
+            for n in 0..plan.in_flight {
+                let (mut random, rest, rows) = (random(n)?, rest.clone(), *rows);
+                let caller = Caller {
+                    grpc: Grpc::new(channel.clone()).max_decoding_message_size(ANSWER_MAX),
+                    path: PathAndQuery::from_static(
+                        "/casebook.v1.DecisionService/BatchCreateDecisions",
+                    ),
+                    tenant: None,
+                    body: move || bulk::batch(&rest, rows, &mut random),
+                };
+                callers.spawn(caller.call_until_over(Arc::clone(&phase)));
+            }
+        }
+        Call::Repeat { address, path, body } => {
+            let channel = connect(address, 1).await?.remove(0);
+            let body = Bytes::from(body.clone());
+            for _ in 0..plan.in_flight {
+                let body = body.clone();
+                let caller = Caller {
+                    grpc: Grpc::new(channel.clone()).max_decoding_message_size(ANSWER_MAX),
+                    path: path.parse()?,
+                    tenant: None,
+                    body: move || body.clone(),
+                };
+                callers.spawn(caller.call_until_over(Arc::clone(&phase)));
+            }
+        }
+        Call::Search { address } => {
+            let channel = connect(address, 1).await?.remove(0);
+            for n in 0..plan.in_flight {
+                let mut random = random(n)?;
+                let caller = Caller {
+                    grpc: Grpc::new(channel.clone()),
+                    path: PathAndQuery::from_static("/casebook.v1.SearchService/Search"),
+                    tenant: None,
+                    body: move || search::request(&mut random).encode_to_vec().into(),
+                };
+                callers.spawn(caller.call_until_over(Arc::clone(&phase)));
+            }
+        }
+        Call::RawSearch { conninfo } => {
+            for n in 0..plan.in_flight {
+                let search = search::until_over(conninfo.clone(), random(n)?, Arc::clone(&phase));
+                callers.spawn(search);
+            }
+        }
+        Call::Ingest { address, rows } => {
+            let channel = connect(address, 1).await?.remove(0);
+            for n in 0..plan.in_flight {
+                let (channel, rows) = (channel.clone(), *rows as usize);
+                let phase = Arc::clone(&phase);
+                callers.spawn(bulk::ingest_until_over(channel, rows, random(n)?, phase));
+            }
+        }
+        Call::Copy(copy) => {
+            for n in 0..plan.in_flight {
+                let phase = Arc::clone(&phase);
+                callers.spawn(bulk::copy_until_over(copy.clone(), random(n)?, phase));
+            }
+        }
     }
 
+    let rows = plan.call.rows();
     let mut watched = plan.watched;
     watched.push(Watched::one("client", std::process::id()));
     // Whoever ends before it is over has failed, and says why.
@@ -214,7 +304,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
         took.extend(ended??);
     }
     took.sort_unstable();
-    sample.operations = took.len() as u64;
+    sample.operations = took.len() as u64 * rows;
     sample.p50_us = quantile(&took, 0.5);
     sample.p99_us = quantile(&took, 0.99);
     sample.mean_us = took.iter().map(|us| f64::from(*us)).sum::<f64>() / took.len() as f64;
@@ -239,7 +329,7 @@ async fn connect(address: &str, connections: usize) -> Result<Vec<Channel>> {
 /// One caller: the next call goes out when the answer to the last is in.
 struct Caller<F> {
     grpc: Grpc<Channel>,
-    path: &'static str,
+    path: PathAndQuery,
     tenant: Option<MetadataValue<Ascii>>,
     body: F,
 }
@@ -247,7 +337,7 @@ struct Caller<F> {
 impl<F: FnMut() -> Bytes + Send + 'static> Caller<F> {
     /// The microseconds that each call took whose answer came in the measured time.
     async fn call_until_over(mut self, phase: Arc<AtomicU8>) -> Result<Vec<u32>> {
-        let path = PathAndQuery::from_static(self.path);
+        let path = self.path;
         let mut took = Vec::with_capacity(1 << 14);
         loop {
             let mut request = Request::new((self.body)());
@@ -257,9 +347,9 @@ impl<F: FnMut() -> Bytes + Send + 'static> Caller<F> {
             let began = Instant::now();
             self.grpc.ready().await?;
             let answer = self.grpc.unary(request, path.clone(), AsIs).await;
-            let answer = answer.map_err(|status| format!("{}: {status}", self.path))?.into_inner();
+            let answer = answer.map_err(|status| format!("{path}: {status}"))?.into_inner();
             if answer.is_empty() {
-                return Err(format!("{} gave an empty answer", self.path).into());
+                return Err(format!("{path} gave an empty answer").into());
             }
             match phase.load(Ordering::Relaxed) {
                 MEASURING => took.push(began.elapsed().as_micros() as u32),

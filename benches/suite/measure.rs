@@ -24,6 +24,7 @@ pub const WARM_S: u64 = 1;
 pub enum Side {
     Client { call: Call, in_flight: usize, watched: Vec<Watched> },
     PgBench(PgBench),
+    Script { script: sides::Script, watched: Vec<Watched> },
 }
 
 /// What of the two samples is compared.
@@ -35,6 +36,10 @@ pub enum Figure {
     ServerCpu,
     /// Half of the calls are faster than this: ours less theirs, in ms.
     MedianLatency,
+    /// The same, ours by theirs.
+    MedianTime,
+    /// Processor time of server and PostgreSQL for each operation, ours by theirs.
+    Cost,
 }
 
 impl Figure {
@@ -45,12 +50,19 @@ impl Figure {
                 ours.cpu_us_per_operation("server") / theirs.cpu_us_per_operation("server")
             }
             Self::MedianLatency => (ours.p50_us - theirs.p50_us) / 1000.0,
+            Self::MedianTime => ours.p50_us / theirs.p50_us,
+            Self::Cost => {
+                let cost = |sample: &Sample| {
+                    sample.cpu_us_per_operation("server") + sample.cpu_us_per_operation("postgres")
+                };
+                cost(ours) / cost(theirs)
+            }
         }
     }
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Throughput | Self::ServerCpu => "ratio",
+            Self::Throughput | Self::ServerCpu | Self::MedianTime | Self::Cost => "ratio",
             Self::MedianLatency => "ms",
         }
     }
@@ -60,6 +72,8 @@ impl Figure {
             Self::Throughput => "operations per second, ours / theirs",
             Self::ServerCpu => "server CPU per operation, ours / theirs",
             Self::MedianLatency => "median latency, ours - theirs",
+            Self::MedianTime => "median latency, ours / theirs",
+            Self::Cost => "CPU of server and PostgreSQL per operation, ours / theirs",
         }
     }
 }
@@ -100,6 +114,37 @@ pub struct Outcome {
     pub note: Option<String>,
 }
 
+impl Outcome {
+    /// Of a comparison by throughput with what could not be had here.
+    pub fn skipped(
+        name: &'static str,
+        title: &'static str,
+        target: f64,
+        error: &dyn std::fmt::Display,
+    ) -> Self {
+        Self {
+            name,
+            title,
+            meaning: Figure::Throughput.meaning(),
+            unit: Figure::Throughput.unit(),
+            ratio: f64::NAN,
+            low: f64::NAN,
+            high: f64::NAN,
+            pairs: 0,
+            wanted: Wanted::AtLeast,
+            target,
+            verdict: Verdict::Skipped,
+            values: Vec::new(),
+            cpu_elsewhere: f64::NAN,
+            ours: None,
+            theirs: None,
+            note: Some(format!(
+                "skipped, because the baseline's environment could not be made: {error}"
+            )),
+        }
+    }
+}
+
 /// Medians over one side's samples.
 #[derive(Clone, Debug, Serialize)]
 pub struct Medians {
@@ -111,6 +156,9 @@ pub struct Medians {
     pub p99_us: Option<f64>,
     /// Microseconds of processor time for each operation, by process.
     pub cpu_us_per_operation: BTreeMap<String, f64>,
+    /// Of each sample.
+    #[serde(skip)]
+    pub all_per_second: Vec<f64>,
 }
 
 impl Medians {
@@ -129,6 +177,7 @@ impl Medians {
             p50_us: known(over(&|sample| sample.p50_us)),
             p99_us: known(over(&|sample| sample.p99_us)),
             cpu_us_per_operation: cpu,
+            all_per_second: samples.iter().map(Sample::per_second).collect(),
         }
     }
 }
@@ -145,6 +194,9 @@ impl Bench<'_> {
     async fn sample(&self, side: &Side, seconds: u64) -> Result<Sample> {
         let sample = match side {
             Side::PgBench(run) => self.database.pgbench(run, WARM_S, seconds).await?,
+            Side::Script { script, watched } => {
+                sides::script(script, WARM_S, seconds, watched).await?
+            }
             Side::Client { call, in_flight, watched } => {
                 let plan = Plan {
                     call: call.clone(),

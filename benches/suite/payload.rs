@@ -1,5 +1,7 @@
-//! The decision that every side records: about 300 bytes of input, metadata, three labels, verdict and confidence.
+//! What every side records: a decision with about 300 bytes of input, metadata, three labels, verdict and confidence; and
+//! documents and chunks whose words are as frequent as words are, few of them often and most of them seldom.
 
+use crate::stats::Random;
 use casebook::pb;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -51,4 +53,78 @@ pub fn request(id: &str) -> pb::CreateDecisionRequest {
         decision: Some(decision()),
         options: None,
     }
+}
+
+/// Words in the vocabulary.
+const WORDS: u64 = 20_000;
+
+/// The word of a rank, the most frequent one first: made of syllables, all different.
+pub fn word(rank: u64) -> String {
+    const CONSONANTS: &[u8] = b"bdfgklmnprstvz";
+    const VOWELS: &[u8] = b"aeiou";
+    let mut left = rank + 70;
+    let mut word = String::new();
+    while left > 0 {
+        word.push(char::from(CONSONANTS[(left % 14) as usize]));
+        word.push(char::from(VOWELS[(left / 14 % 5) as usize]));
+        left /= 70;
+    }
+    word
+}
+
+/// A text of so many words, each as frequent as its rank says (Zipf's law).
+fn words(random: &mut Random, count: usize) -> String {
+    let mut text = String::with_capacity(count * 7);
+    for n in 0..count {
+        let share = random.below(1 << 32) as f64 / (1_u64 << 32) as f64;
+        let rank = (WORDS as f64).powf(share) as u64 - 1;
+        if n > 0 {
+            text.push(' ');
+        }
+        text.push_str(&word(rank));
+    }
+    text
+}
+
+/// A chunk of 120 words, the same one for the same number.
+pub fn chunk(number: u64) -> pb::Chunk {
+    let mut random = Random::new(0x00C4_0000 + number);
+    // A generator's first numbers follow its seed.
+    random.next();
+    let metadata =
+        object([("page", number_of(number % 300)), ("section", text(&words(&mut random, 3)))]);
+    pb::Chunk { text: words(&mut random, 120), metadata: Some(metadata), ..Default::default() }
+}
+
+fn number_of(n: u64) -> Value {
+    number(n as f64)
+}
+
+pub fn document(id: &str) -> pb::CreateDocumentRequest {
+    pb::CreateDocumentRequest {
+        document_id: id.to_owned(),
+        document: Some(pb::Document {
+            filename: "report.pdf".into(),
+            source_path: format!("/archive/{id}.pdf"),
+            ..Default::default()
+        }),
+        options: None,
+    }
+}
+
+/// A document that says in 60 words what it is about.
+pub fn document_about(number: u64) -> pb::CreateDocumentRequest {
+    let mut random = Random::new(0x00D0_0000_0000 + number);
+    random.next();
+    let mut request = document(&format!("about-{number}"));
+    if let Some(document) = &mut request.document {
+        document.metadata = Some(object([("abstract", text(&words(&mut random, 60)))]));
+    }
+    request
+}
+
+/// What is looked for: two words that neither all nor none of the documents have.
+pub fn question(random: &mut Random) -> String {
+    let rank = |random: &mut Random| 20 + random.below(180);
+    format!("{} {}", word(rank(random)), word(rank(random)))
 }

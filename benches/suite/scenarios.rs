@@ -4,6 +4,7 @@ use crate::database::{Database, FIRST_ID, PgBench, ROWS, SETTINGS};
 use crate::load::Call;
 use crate::measure::{Bench, Extent, Figure, Outcome, Scenario, Side};
 use crate::process::{Watched, memory};
+use crate::records::{BATCHERS, Grown};
 use crate::report::About;
 use crate::sides::{Running, python};
 use crate::stats::{Estimate, Verdict, Wanted, median};
@@ -15,11 +16,20 @@ use std::path::Path;
 use std::time::Duration;
 
 /// In the order in which they are run: reads before the tables grow.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 18] = [
     "get",
     "get-walled",
     "echo",
     "python-get",
+    "list-deep",
+    "get-grown",
+    "search-text",
+    "batch-create",
+    "batch-create-busy",
+    "chunk-ingest",
+    "chunk-ingest-busy",
+    "chunk-python",
+    "chunk-rate",
     "create",
     "create-tenants",
     "create-lone",
@@ -64,7 +74,7 @@ async fn measure(
     extent: Extent,
     only: &[String],
 ) -> Result<Vec<Outcome>> {
-    let server = Running::casebook(folder, database).await?;
+    let server = casebook(folder, database).await?;
     let tenants: Vec<String> = (1..=TENANTS).map(|n| format!("bench-{n}")).collect();
     database.fill(&server.address, &tenants).await?;
 
@@ -76,13 +86,40 @@ async fn measure(
     let style = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {pos}/{len} {msg}")?;
     progress.set_style(style.progress_chars("=> "));
     let mut bench = Bench { folder, database, extent, progress };
-    let paired = chosen.iter().filter(|name| **name != "memory").count() as u64;
+    let paired =
+        chosen.iter().filter(|name| !["memory", "chunk-rate"].contains(name)).count() as u64;
     bench.progress.set_length(bench.samples() * paired);
 
     let case = Case { folder, database, server: &server, tenants };
+    let has = |names: &[&str]| names.iter().any(|name| chosen.contains(name));
+    let grown = match has(&["list-deep", "get-grown"]) {
+        true => Some(Grown::start(folder, database, &bench).await?),
+        false => None,
+    };
+    if has(&["search-text", "chunk-ingest", "chunk-ingest-busy", "chunk-python", "chunk-rate"]) {
+        case.fill_documents(&bench).await?;
+    }
     let mut outcomes = Vec::new();
     for name in chosen {
         let outcome = match name {
+            "list-deep" | "get-grown" => {
+                let grown = grown.as_ref().with(|| "no grown database")?;
+                match name {
+                    "list-deep" => grown.list(&bench).await?,
+                    _ => grown.get(&bench, case.gets(case.server), IN_FLIGHT).await?,
+                }
+            }
+            "search-text" => case.search(&bench).await?,
+            "batch-create" => case.batch_create(&bench, 1).await?,
+            "batch-create-busy" => case.batch_create(&bench, BATCHERS).await?,
+            "chunk-ingest" => case.chunk_ingest(&bench, 1).await?,
+            "chunk-ingest-busy" => case.chunk_ingest(&bench, 2).await?,
+            "chunk-python" => {
+                outcomes.extend(case.chunk_python(&bench).await?);
+                continue;
+            }
+            // Comes with the one before.
+            "chunk-rate" => continue,
             "get" => case.get(&bench, false).await?,
             "get-walled" => case.get(&bench, true).await?,
             "echo" => case.echo(&bench).await?,
@@ -95,19 +132,26 @@ async fn measure(
         outcomes.push(outcome);
     }
     bench.progress.finish_and_clear();
+    if let Some(grown) = grown {
+        grown.stop().await?;
+    }
     server.stop().await?;
     Ok(outcomes)
 }
 
-struct Case<'a> {
-    folder: &'a Path,
-    database: &'a Database,
-    server: &'a Running,
+pub struct Case<'a> {
+    pub folder: &'a Path,
+    pub database: &'a Database,
+    pub server: &'a Running,
     tenants: Vec<String>,
 }
 
+async fn casebook(folder: &Path, database: &Database) -> Result<Running> {
+    Running::casebook(folder, &database.service_url(), &database.owner_url()).await
+}
+
 impl Case<'_> {
-    fn client(&self, server: &Running, call: Call, in_flight: usize) -> Side {
+    pub fn client(&self, server: &Running, call: Call, in_flight: usize) -> Side {
         let watched = vec![Watched::one("server", server.pid), self.database.watched()];
         Side::Client { call, in_flight, watched }
     }
@@ -284,27 +328,7 @@ impl Case<'_> {
             Ok(python) => python,
             Err(error) => {
                 bench.progress.inc(bench.samples());
-                let note = format!(
-                    "skipped, because the baseline's environment could not be made: {error}"
-                );
-                return Ok(Outcome {
-                    name,
-                    title,
-                    meaning: "operations per second, ours / theirs",
-                    unit: "ratio",
-                    ratio: f64::NAN,
-                    low: f64::NAN,
-                    high: f64::NAN,
-                    pairs: 0,
-                    wanted: Wanted::AtLeast,
-                    target: 10.0,
-                    verdict: Verdict::Skipped,
-                    values: Vec::new(),
-                    cpu_elsewhere: f64::NAN,
-                    ours: None,
-                    theirs: None,
-                    note: Some(note),
-                });
+                return Ok(Outcome::skipped(name, title, 10.0, &error));
             }
         };
         let baseline = Running::python(self.folder, &python, self.database).await?;
@@ -344,7 +368,7 @@ impl Case<'_> {
         bench.progress.set_message("Memory of an idle server");
         let (mut started, mut used, mut shared) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..3 {
-            let server = Running::casebook(self.folder, self.database).await?;
+            let server = casebook(self.folder, self.database).await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
             started.push(memory(server.pid)?.rss);
             calls(&server.address).await.with(|| "the calls before the idle time")?;

@@ -1,11 +1,12 @@
 //! The servers that are measured, each a process of its own, and the client process that drives them.
 
 use crate::database::Database;
-use crate::load::{Plan, Sample};
+use crate::load::{Look, Plan, Sample};
+use crate::process::Watched;
 use crate::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -20,7 +21,7 @@ pub struct Running {
 
 impl Running {
     /// `casebook serve` as it comes, but for where it listens, its database and `auth`.
-    pub async fn casebook(folder: &Path, database: &Database) -> Result<Self> {
+    pub async fn casebook(folder: &Path, service_url: &str, owner_url: &str) -> Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_casebook"));
         // Settings of the developer's environment would change what is measured.
         command.env_clear().current_dir(folder).arg("serve");
@@ -33,8 +34,8 @@ impl Running {
             "none",
         ]);
         command.args(["--log-format", "json", "--drain-delay-ms", "0"]);
-        command.arg("--database-url").arg(database.service_url());
-        command.arg("--owner-database-url").arg(database.owner_url());
+        command.arg("--database-url").arg(service_url);
+        command.arg("--owner-database-url").arg(owner_url);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn()?;
         let said = child.stderr.take().with(|| "no standard error")?;
@@ -124,6 +125,53 @@ pub async fn drive(folder: &Path, plan: &Plan) -> Result<Sample> {
         return Err(format!("the client failed: {}", said.trim()).into());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// A program of the baseline's that works by itself and says on each line how many rows it has committed.
+#[derive(Clone, Debug)]
+pub struct Script {
+    pub python: PathBuf,
+    pub file: PathBuf,
+    pub arguments: Vec<String>,
+}
+
+/// Runs a script and measures it from the first line behind the time that does not count.
+pub async fn script(
+    script: &Script,
+    warm_s: u64,
+    measured_s: u64,
+    watched: &[Watched],
+) -> Result<Sample> {
+    let mut command = Command::new(&script.python);
+    command.arg(&script.file).args(&script.arguments).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut watched = watched.to_vec();
+    watched.push(Watched::one("client", child.id().with(|| "the script ended at once")?));
+    let said = child.stdout.take().with(|| "no standard output")?;
+    let mut lines = BufReader::new(said).lines();
+    let mut line = async || -> Result<u64> {
+        let line = lines.next_line().await?.with(|| "the script ended early")?;
+        Ok(line.parse()?)
+    };
+    line().await?;
+    let warm = Instant::now() + Duration::from_secs(warm_s);
+    while Instant::now() < warm {
+        line().await?;
+    }
+    let begin = Look::take(&watched)?;
+    let end = Instant::now() + Duration::from_secs(measured_s);
+    let mut operations = 0;
+    while Instant::now() < end {
+        operations += line().await?;
+    }
+    let mut sample = Look::take(&watched)?.since(&begin);
+    child.kill().await?;
+    sample.operations = operations;
+    sample.p50_us = f64::NAN;
+    sample.p99_us = f64::NAN;
+    sample.mean_us = sample.seconds * 1e6 / operations as f64;
+    Ok(sample)
 }
 
 /// The interpreter of the baseline's own environment, made on first use. The error says why there is none.

@@ -5,7 +5,7 @@ use super::wire::{self, Fields};
 use super::{Answer, Api, citation, json, open, page};
 use crate::pb;
 use crate::store::canonical::Json;
-use crate::store::change::OnConflict;
+use crate::store::change::{OnConflict, when_recorded};
 use crate::store::decision::{self, CreateDecisions, Decision, FINAL, GroupBy, NewDecision};
 use crate::store::list::ListQuery;
 use crate::store::noun::Noun;
@@ -291,7 +291,7 @@ impl Resource for pb::Decision {
             state: FINAL,
             model_version: f.text("model_version", model_version, 255),
             trace_id: f.text("trace_id", trace_id, 255),
-            decide_time: f.time("decide_time", decide_time).unwrap_or(SystemTime::UNIX_EPOCH),
+            decide_time: f.time("decide_time", decide_time).unwrap_or_else(when_recorded),
             processing_time_us: f.span_us("processing_time", processing_time),
             metadata: f.object("metadata", metadata),
             labels: f.labels("labels", labels),

@@ -5,6 +5,7 @@ use super::wire::{self, Fields};
 use super::{filter, json, page};
 use crate::pb;
 use crate::store::canonical::Json;
+use crate::store::change::when_recorded;
 use crate::store::filter::Field;
 use crate::store::list::{ListQuery, Window};
 use crate::store::metrics_snapshot::{BUCKETS_MAX, Bucket, LISTING, MetricsSnapshot, Series};
@@ -99,7 +100,7 @@ impl Resource for pb::MetricsSnapshot {
             source: f.name("source", source, 255),
             metrics: read_metrics(f, metrics),
             labels: f.labels("labels", labels),
-            snapshot_time: f.time("snapshot_time", snapshot_time).unwrap_or(SystemTime::UNIX_EPOCH),
+            snapshot_time: f.time("snapshot_time", snapshot_time).unwrap_or_else(when_recorded),
         }
     }
 }

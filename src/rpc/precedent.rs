@@ -6,8 +6,9 @@ use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX};
 use super::{Answer, Api, json, search};
 use crate::pb;
 use crate::store::canonical::Json;
+use crate::store::change::when_recorded;
 use crate::store::noun::Noun;
-use crate::store::precedent::{ACTIVE, Precedent, SUPERSEDED, when_recorded};
+use crate::store::precedent::{ACTIVE, Precedent, SUPERSEDED};
 use tonic::{Request, Response};
 
 #[tonic::async_trait]

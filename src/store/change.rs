@@ -9,7 +9,7 @@ use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx
 use crate::{Error, Reason, Result};
 use futures_util::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What a create does when the id is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +40,11 @@ pub fn stamp<T: Noun>(row: &T, author: &str, now: SystemTime) -> T {
     };
     row.stamp(now);
     row
+}
+
+/// Stands for the time at which a row is recorded, until it is: the year 10000, which no caller can name.
+pub fn when_recorded() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800)
 }
 
 /// Turns a locked row into its next version.

@@ -3,7 +3,9 @@
 use super::Store;
 use super::caller::Caller;
 use super::canonical::Json;
-use super::change::{Created, OnConflict, Placed, create_all, in_order_of, rows_of, stamp};
+use super::change::{
+    Created, OnConflict, Placed, create_all, in_order_of, rows_of, stamp, when_recorded,
+};
 use super::child::{self, Child as _, Move, Moved, Parent};
 use super::critic_output::CriticOutput;
 use super::filter::{Field, FieldKind, Params as Dynamic};
@@ -34,7 +36,7 @@ noun! {
         pub state: i16,
         pub model_version: String,
         pub trace_id: String,
-        /// The epoch stands for "when it is recorded", until it is.
+        /// [`when_recorded`] until it is.
         pub decide_time: SystemTime,
         pub processing_time_us: Option<i64>,
         pub metadata: Json,
@@ -53,7 +55,7 @@ noun! {
     }
 
     fn stamp(&mut self, now: SystemTime) {
-        if self.decide_time == SystemTime::UNIX_EPOCH {
+        if self.decide_time == when_recorded() {
             self.decide_time = now;
         }
     }

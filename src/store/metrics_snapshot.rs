@@ -3,6 +3,7 @@
 use super::Store;
 use super::caller::Caller;
 use super::canonical::Json;
+use super::change::when_recorded;
 use super::child::Parent;
 use super::filter::{Field, FieldKind, Params as Dynamic};
 use super::list::{ListQuery, Listing};
@@ -16,7 +17,7 @@ noun! {
         pub source: String,
         pub metrics: Json,
         pub labels: Json,
-        /// The epoch stands for "when it is recorded", until it is.
+        /// [`when_recorded`] until it is.
         pub snapshot_time: SystemTime,
     }
 
@@ -25,7 +26,7 @@ noun! {
     }
 
     fn stamp(&mut self, now: SystemTime) {
-        if self.snapshot_time == SystemTime::UNIX_EPOCH {
+        if self.snapshot_time == when_recorded() {
             self.snapshot_time = now;
         }
     }

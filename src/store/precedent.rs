@@ -1,6 +1,7 @@
 //! Precedents: historical cases, to be found again and referred to.
 
 use super::canonical::Json;
+use super::change::when_recorded;
 use super::child::{self, Move, Moved, Parent};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
@@ -9,7 +10,7 @@ use super::precedent_reference::{self, PrecedentReference};
 use super::write::Tx;
 use crate::{Error, Result, noun, queries};
 use futures_util::future::BoxFuture;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use uuid::Uuid;
 
 noun! {
@@ -70,11 +71,6 @@ noun! {
 pub const ACTIVE: i16 = 1;
 pub const SUPERSEDED: i16 = 2;
 pub const WITHDRAWN: i16 = 3;
-
-/// Stands for the time at which a precedent is recorded: the year 10000, which no caller can name.
-pub fn when_recorded() -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800)
-}
 
 const STATUSES: FieldKind = FieldKind::Enum {
     prefix: "PRECEDENT_STATUS_",

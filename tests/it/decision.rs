@@ -65,6 +65,28 @@ async fn every_field_of_a_decision_comes_back_as_given() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_decision_is_as_given_whichever_it_is() {
+    let world = World::new().await;
+    let mut client = world.decisions();
+    // The epoch, and the first and the last time there is.
+    let times = [(0, 0), (-62_135_596_800, 0), (-1, 999_999_000), (253_402_300_799, 999_999_000)];
+    for (n, (seconds, nanos)) in times.into_iter().enumerate() {
+        let id = format!("d-{n}");
+        let decide_time = Some(prost_types::Timestamp { seconds, nanos });
+        let given = pb::Decision { decide_time, ..decision("ALLOW", 0.5) };
+        let made = ok!(client.create_decision(create(&id, given.clone()))).decision.unwrap();
+        assert_eq!(made.decide_time, decide_time);
+        assert_eq!(ok!(client.get_decision(get(&id))).decision, Some(made.clone()));
+        let again = pb::CreateDecisionRequest {
+            options: on_conflict(pb::OnConflict::ReturnIfEqual),
+            ..create(&id, given)
+        };
+        assert_eq!(ok!(client.create_decision(again)).decision, Some(made));
+    }
+    world.close().await;
+}
+
+#[tokio::test]
 async fn ids_are_the_callers_or_else_the_servers() {
     let world = World::new().await;
     let mut client = world.decisions();

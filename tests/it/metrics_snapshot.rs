@@ -91,6 +91,11 @@ async fn a_snapshot_comes_back_as_given() {
     let row = ok!(client.record_metrics_snapshot(record("n", untimed.clone())));
     let row = row.metrics_snapshot.unwrap();
     assert_eq!(row.snapshot_time, row.meta.as_ref().unwrap().create_time);
+    // The epoch is a time like any other.
+    let epoch = snapshot(&[("a", 1.0)], -1000 * START);
+    assert_eq!(epoch.snapshot_time, Some(prost_types::Timestamp::default()));
+    let made = ok!(client.record_metrics_snapshot(record("o", epoch.clone())));
+    assert_eq!(made.metrics_snapshot.unwrap().snapshot_time, epoch.snapshot_time);
     let equal = ok!(client.record_metrics_snapshot(with(pb::OnConflict::ReturnIfEqual)));
     assert_eq!((equal.metrics_snapshot, equal.receipt.unwrap().unchanged), (Some(row), true));
     let call = client.record_metrics_snapshot(with(pb::OnConflict::Replace));
@@ -105,11 +110,11 @@ async fn a_snapshot_comes_back_as_given() {
         let found = ok!(client.list_metrics_snapshots(request)).metrics_snapshots;
         found.into_iter().map(|row| row.id).collect::<Vec<_>>()
     };
-    assert_eq!(ids(list("", None)).await, ["n", "m"]);
-    assert_eq!(ids(list("labels.zone = eu AND source = scorer", None)).await, ["n", "m"]);
+    assert_eq!(ids(list("", None)).await, ["n", "m", "o"]);
+    assert_eq!(ids(list("labels.zone = eu AND source = scorer", None)).await, ["n", "m", "o"]);
     assert!(ids(list("labels.zone = us", None)).await.is_empty());
     let early = pb::TimeWindow { end_time: at(2), ..Default::default() };
-    assert_eq!(ids(list("", Some(early))).await, ["m"]);
+    assert_eq!(ids(list("", Some(early))).await, ["m", "o"]);
     world.tenant("other").await;
     let mut other = world.as_tenant("other").telemetry();
     assert!(ok!(other.list_metrics_snapshots(list("", None))).metrics_snapshots.is_empty());

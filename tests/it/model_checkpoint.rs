@@ -1,5 +1,6 @@
 //! Model checkpoints: F198 to F208, and C31: one active of each framework and model, whoever asks for it when.
 
+use crate::batching::{hold, occupy, one_lane, queued, waiting_writes};
 use crate::help::*;
 use crate::world::{World, object, request, wrong_fields};
 use casebook::pb;
@@ -290,6 +291,76 @@ async fn one_of_a_model_is_active() {
     assert!(gone.meta.unwrap().delete_time.is_some());
     fails!(client.activate_model_checkpoint(activate("1")), NotFound, "NOT_FOUND");
     world.close().await;
+}
+
+/// Two calls about checkpoints of one model, on the way at the same time.
+async fn race(lanes: &str, update_first: bool) {
+    let world = one_lane(&[("write_lanes", lanes)]).await;
+    let mut client = world.anonymous().models();
+    for n in ["1", "2"] {
+        ok!(client.create_model_checkpoint(create(n, version(n))));
+    }
+    ok!(client.activate_model_checkpoint(activate("1")));
+    let digest = "b1".repeat(32);
+    let mut database = world.superuser().await;
+    let watch = world.superuser().await;
+    let held = hold(&mut database).await;
+    // One lane is held up by a call of its own; of two, each is by one of ours.
+    let occupies = if lanes == "1" { Some(occupy(&world).await) } else { None };
+    let (mut update, mut activation) = (None, None);
+    for (n, is_update) in [update_first, !update_first].into_iter().enumerate() {
+        let mut client = world.anonymous().models();
+        if is_update {
+            let given = pb::ModelCheckpoint { digest: digest.clone(), ..Default::default() };
+            let request = change("1", &["digest"], given);
+            let call = async move { client.update_model_checkpoint(request).await };
+            update = Some(tokio::spawn(call));
+        } else {
+            let call = async move { client.activate_model_checkpoint(activate("2")).await };
+            activation = Some(tokio::spawn(call));
+        }
+        match occupies {
+            Some(_) => queued(&world, n + 1).await,
+            None => waiting_writes(&watch, n as i64 + 1).await,
+        }
+    }
+    held.rollback().await.unwrap();
+    if let Some(call) = occupies {
+        call.await.unwrap().unwrap();
+    }
+    let updated = ok!(async { update.unwrap().await.unwrap() }).model_checkpoint.unwrap();
+    assert_eq!((&updated.digest, updated.active), (&digest, update_first));
+    let activated = ok!(async { activation.unwrap().await.unwrap() });
+    assert_eq!(activated.deactivated_id, "1");
+    let [one, two] = [
+        ok!(client.get_model_checkpoint(get("1"))).model_checkpoint.unwrap(),
+        ok!(client.get_model_checkpoint(get("2"))).model_checkpoint.unwrap(),
+    ];
+    assert_eq!((&one.digest, one.active), (&digest, false));
+    // Made, activated, and then these two.
+    assert_eq!(one.meta.unwrap().version, 4);
+    assert_eq!((&two.digest, two.active, two.meta.unwrap().version), (&full().digest, true, 2));
+    let versions =
+        "SELECT version, action FROM casebook.log WHERE id = '1' ORDER BY seq DESC LIMIT 2";
+    let last = database.query(versions, &[]).await.unwrap();
+    let last: Vec<(i64, String)> = last.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let mut actions = ["UPDATE", "DEACTIVATE"];
+    if !update_first {
+        actions.reverse();
+    }
+    assert_eq!(last, [(4, actions[1].to_owned()), (3, actions[0].to_owned())]);
+    crate::fault::log_is_gap_free(&database).await;
+    drop((database, watch));
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_activation_beside_an_update_loses_neither() {
+    for lanes in ["1", "2"] {
+        for update_first in [true, false] {
+            race(lanes, update_first).await;
+        }
+    }
 }
 
 /// One activation that changed something: where the log has it, what is active since, and what was before.

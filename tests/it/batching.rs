@@ -83,7 +83,7 @@ async fn another_connection(world: &World) -> Channel {
 }
 
 /// A trigger that only the superuser could make: it raises when a decision about that subject is written.
-async fn poison(database: &Client, subject: &str, sqlstate: &str) {
+pub async fn poison(database: &Client, subject: &str, sqlstate: &str) {
     database
         .batch_execute(&format!(
             "CREATE FUNCTION casebook.poison_{subject}() RETURNS trigger LANGUAGE plpgsql AS $$ \

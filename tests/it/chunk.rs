@@ -1,4 +1,4 @@
-//! Chunks: F503 to F511, F516, F536, unique by place in their document (C21).
+//! Chunks: F503 to F511, F536, unique by place in their document (C21).
 
 use crate::help::*;
 use crate::world::{World, object, reason, request, wrong_fields};

@@ -292,7 +292,225 @@ async fn documents_are_listed_by_filter_and_found_by_hash() {
     world.close().await;
 }
 
-/// F413, F414, F485, F569: a document goes with all that belongs to it, and comes back with it.
+/// F569: documents and chunks from the first write to the last, and what belongs to a document goes with it for good.
+#[tokio::test]
+async fn a_document_and_its_chunks_live_and_go_together() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.documents();
+    for id in ["doc", "other"] {
+        ok!(client.create_document(file(id)));
+        let named = |n: i32| pb::Chunk { id: format!("{id}-{n}"), ..chunk(n) };
+        let made = ok!(client.batch_create_chunks(chunks(id, (0..3).map(named))));
+        assert_eq!(made.chunk_ids, (0..3).map(|n| format!("{id}-{n}")).collect::<Vec<_>>());
+        ok!(client.create_analysis(analyse(&format!("{id}-a"), id)));
+    }
+    let read = ok!(client.get_document(get("doc"))).document.unwrap();
+    assert_eq!((read.filename.as_str(), read.total_chunks), ("report.pdf", 3));
+    let of = |id: &str| pb::ListChunksRequest { document_id: id.into(), ..Default::default() };
+    let texts = |chunks: Vec<pb::Chunk>| {
+        let texts = chunks.into_iter().map(|chunk| (chunk.chunk_index, chunk.text));
+        texts.collect::<Vec<_>>()
+    };
+    let told = |n: i32, text: &str| (n, text.to_owned());
+    let expected = [told(0, "text 0"), told(1, "text 1"), told(2, "text 2")];
+    assert_eq!(texts(ok!(client.list_chunks(of("doc"))).chunks), expected);
+
+    let ready = pb::Document { status: "ready".into(), ..Default::default() };
+    ok!(client.update_document(change("doc", &["status"], ready)));
+    let rewritten = pb::Chunk { id: "doc-1".into(), text: "better".into(), ..Default::default() };
+    ok!(client.update_chunk(pb::UpdateChunkRequest {
+        chunk: Some(rewritten),
+        update_mask: mask(&["text"]),
+        options: None,
+    }));
+    ok!(client
+        .delete_chunk(pb::DeleteChunkRequest { chunk_id: "doc-2".into(), ..Default::default() }));
+    let read = ok!(client.get_document(get("doc"))).document.unwrap();
+    assert_eq!((read.status.as_str(), read.total_chunks), ("ready", 2));
+    let expected = [told(0, "text 0"), told(1, "better")];
+    assert_eq!(texts(ok!(client.list_chunks(of("doc"))).chunks), expected);
+
+    ok!(client.delete_document(remove("doc")));
+    fails!(client.get_document(get("doc")), NotFound, "NOT_FOUND");
+    for n in 0..3 {
+        let chunk = pb::GetChunkRequest { chunk_id: format!("doc-{n}"), ..Default::default() };
+        fails!(client.get_chunk(chunk), NotFound, "NOT_FOUND");
+    }
+    let analysis = pb::GetAnalysisRequest { analysis_id: "doc-a".into(), ..Default::default() };
+    fails!(client.get_analysis(analysis), NotFound, "NOT_FOUND");
+    fails!(client.list_chunks(of("doc")), NotFound, "NOT_FOUND");
+    let left: Vec<_> = ok!(client.list_chunks(of("-"))).chunks;
+    assert!(left.len() == 3 && left.iter().all(|chunk| chunk.document_id == "other"), "{left:?}");
+    let purge = pb::PurgeResourcesRequest {
+        kind: pb::ResourceKind::Document.into(),
+        max_resources: 10,
+        ..Default::default()
+    };
+    assert_eq!(ok!(who.retention().purge_resources(purge)).purged_count, 1);
+    let database = world.superuser().await;
+    let left = "SELECT (SELECT string_agg(id, ' ' ORDER BY id) FROM casebook.document), \
+                (SELECT string_agg(id, ' ' ORDER BY id) FROM casebook.chunk), \
+                (SELECT string_agg(id, ' ' ORDER BY id) FROM casebook.analysis)";
+    let left = database.query_one(left, &[]).await.unwrap();
+    let left: [String; 3] = [left.get(0), left.get(1), left.get(2)];
+    assert_eq!(left, ["other", "other-0 other-1 other-2", "other-a"]);
+    drop(database);
+    world.close().await;
+}
+
+/// F575, F516: metadata is whatever JSON there is, and comes back as it was, from the table and from the log.
+#[tokio::test]
+async fn metadata_is_any_json_and_comes_back_as_it_was() {
+    use prost_types::value::Kind::{ListValue, NullValue, NumberValue, StringValue, StructValue};
+    let value = |kind| prost_types::Value { kind: Some(kind) };
+    let list = |values| value(ListValue(prost_types::ListValue { values }));
+    let number = |number| value(NumberValue(number));
+    let mut any = nested();
+    let numbers = [
+        0.1 + 0.2,
+        1e-7,
+        5e-324,
+        2.5e-310,
+        123_456_789.5,
+        9_007_199_254_740_991.0,
+        -1e15,
+        1e21 / 3.0,
+    ];
+    // An integer of 2^53 or more is no longer the number that it was on its way here.
+    let (exact, beyond): (Vec<f64>, Vec<f64>) =
+        numbers.into_iter().partition(|number: &f64| number.abs() < 9_007_199_254_740_992.0);
+    assert_eq!(beyond.len(), 1);
+    any.fields.insert("numbers".into(), list(exact.into_iter().map(number).collect()));
+    let deep = (0..28).fold(number(1.0), |inner, n| match n % 2 {
+        0 => list(vec![value(NullValue(0)), inner, list(Vec::new())]),
+        _ => value(StructValue(prost_types::Struct { fields: [(String::new(), inner)].into() })),
+    });
+    any.fields.insert("deep".into(), deep);
+    // Keys whose order is one in UTF-8 and another in UTF-16, and those that look like something else.
+    let odd = [
+        "\u{ff01}",
+        "\u{1f600}",
+        "\u{1}",
+        " ",
+        "a.b",
+        "$",
+        "\"",
+        "\\",
+        "__proto__",
+        "e\u{301}",
+        "\u{e9}",
+    ];
+    for key in odd {
+        any.fields.insert(key.into(), value(StringValue(key.into())));
+    }
+
+    let world = World::new().await;
+    let mut client = world.anonymous().documents();
+    let document = pb::Document { metadata: Some(any.clone()), ..full() };
+    let made = ok!(client.create_document(create("doc", document))).document.unwrap();
+    assert_eq!(made.metadata.as_ref(), Some(&any));
+    let piece = pb::Chunk { id: "ch".into(), metadata: Some(any.clone()), ..chunk(0) };
+    ok!(client.batch_create_chunks(chunks("doc", [piece])));
+    let mut analysis = analyse("an", "doc");
+    analysis.analysis.as_mut().unwrap().raw_response = Some(any.clone());
+    ok!(client.create_analysis(analysis));
+
+    // Then something else stands there, and this is in the log only.
+    let other = Some(object(&[("now", "another")]));
+    for version in [0, 1] {
+        if version == 1 {
+            let document = pb::Document { metadata: other.clone(), ..Default::default() };
+            ok!(client.update_document(change("doc", &["metadata"], document)));
+            let chunk = pb::Chunk { id: "ch".into(), metadata: other.clone(), ..chunk(0) };
+            let paths = mask(&["metadata"]);
+            let change =
+                pb::UpdateChunkRequest { chunk: Some(chunk), update_mask: paths, options: None };
+            ok!(client.update_chunk(change));
+        }
+        let document = ok!(client.get_document(pb::GetDocumentRequest { version, ..get("doc") }));
+        assert_eq!(document.document.unwrap().metadata.as_ref(), Some(&any));
+        let request = pb::GetChunkRequest { chunk_id: "ch".into(), version, ..Default::default() };
+        assert_eq!(ok!(client.get_chunk(request)).chunk.unwrap().metadata.as_ref(), Some(&any));
+        let request =
+            pb::GetAnalysisRequest { analysis_id: "an".into(), version, ..Default::default() };
+        let analysis = ok!(client.get_analysis(request)).analysis.unwrap();
+        assert_eq!(analysis.raw_response.as_ref(), Some(&any));
+    }
+    // Back again it goes as it came.
+    let document = pb::Document { metadata: made.metadata, ..Default::default() };
+    let back = ok!(client.update_document(change("doc", &["metadata"], document)));
+    assert_eq!(back.document.unwrap().metadata, Some(any));
+    let inexact = prost_types::Struct { fields: [("n".to_owned(), number(beyond[0]))].into() };
+    let document = pb::Document { metadata: Some(inexact), ..full() };
+    let call = client.create_document(create("inexact", document));
+    let status = fails!(call, InvalidArgument, "NUMBER_NOT_EXACT");
+    assert_eq!(wrong_fields(&status), ["document.metadata"]);
+    world.close().await;
+}
+
+/// F576, F504: chunks and analyses are of a document that is there.
+#[tokio::test]
+async fn nothing_is_of_a_document_that_is_not_there() {
+    use crate::transaction::execute;
+    use pb::execute_transaction_request::operation::Operation;
+    use tonic_types::StatusExt as _;
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.documents();
+    for how in [pb::OnConflict::Fail, pb::OnConflict::ReturnIfEqual, pb::OnConflict::Replace] {
+        let request =
+            pb::BatchCreateChunksRequest { options: on_conflict(how), ..chunks("no", [chunk(0)]) };
+        let status = fails!(client.batch_create_chunks(request), NotFound, "NOT_FOUND");
+        let missing = status.get_details_resource_info().unwrap();
+        assert_eq!(
+            (missing.resource_type.as_str(), missing.resource_name.as_str()),
+            ("document", "no")
+        );
+    }
+    let status = fails!(client.create_analysis(analyse("an", "no")), NotFound, "NOT_FOUND");
+    let missing = status.get_details_resource_info().unwrap();
+    assert_eq!(
+        (missing.resource_type.as_str(), missing.resource_name.as_str()),
+        ("document", "no")
+    );
+    let none = fails!(
+        client.batch_create_chunks(chunks("", [chunk(0)])),
+        InvalidArgument,
+        "FIELD_INVALID"
+    );
+    assert_eq!(wrong_fields(&none), ["document_id"]);
+    let none = fails!(client.create_analysis(analyse("an", "")), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&none), ["analysis.document_id"]);
+    // Nor of one that the steps before did not leave there, and then nothing of those stays.
+    ok!(client.create_document(file("doc")));
+    let before = head(&who).await;
+    for last in [
+        Operation::BatchCreateChunks(chunks("doc", [chunk(0)])),
+        Operation::CreateAnalysis(analyse("an", "doc")),
+    ] {
+        let steps = vec![Operation::DeleteDocument(remove("doc")), last];
+        let call = who.transactions().execute_transaction(execute(steps)).await;
+        let status = call.unwrap_err();
+        let missing = status.get_details_resource_info().unwrap();
+        assert_eq!((status.code(), missing.resource_name.as_str()), (tonic::Code::NotFound, "doc"));
+        assert!(info(&status)["at"].starts_with("operations[1]."), "{status:?}");
+    }
+    ok!(client.get_document(get("doc")));
+    assert_eq!(head(&who).await, before);
+    // And one that is there it does not leave.
+    ok!(client.batch_create_chunks(chunks("doc", [pb::Chunk { id: "ch".into(), ..chunk(0) }])));
+    let moved = pb::Chunk { id: "ch".into(), document_id: "no".into(), ..Default::default() };
+    let request = pb::UpdateChunkRequest {
+        chunk: Some(moved),
+        update_mask: mask(&["document_id"]),
+        options: None,
+    };
+    fails!(client.update_chunk(request), InvalidArgument, "FIELD_IMMUTABLE");
+    world.close().await;
+}
+
+/// F413, F414, F485: a document goes with all that belongs to it, and comes back with it.
 #[tokio::test]
 async fn a_deletion_hides_analyses_and_chunks_and_undeletion_brings_them_back() {
     let world = World::new().await;

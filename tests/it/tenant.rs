@@ -480,3 +480,102 @@ async fn the_acting_user_stands_in_the_resource_and_in_the_log() {
     open.stop().await;
     world.close().await;
 }
+
+/// F576: in a strict tenant nothing names by id what is not there, and the refusal names the field.
+#[tokio::test]
+async fn a_strict_tenant_has_no_reference_to_nothing() {
+    use crate::claim::{consensus, create_claim, verification};
+    use crate::precedent::{record, small};
+    use crate::transaction::execute;
+    use pb::execute_transaction_request::operation::Operation;
+    let world = World::new().await;
+    let verify = |claim_id: &str| {
+        Operation::CreateVerification(pb::CreateVerificationRequest {
+            verification: Some(verification(claim_id, "empirical", 0.5)),
+            ..Default::default()
+        })
+    };
+    let agree = |claim_id: &str, decision_id: &str| {
+        let decision_id = decision_id.to_owned();
+        let consensus = pb::Consensus { decision_id, ..consensus(claim_id, "majority") };
+        Operation::CreateConsensus(pb::CreateConsensusRequest {
+            consensus: Some(consensus),
+            ..Default::default()
+        })
+    };
+    let cite = |decision_id: &str| {
+        let decision_id = decision_id.to_owned();
+        Operation::CreatePrecedent(record("", pb::Precedent { decision_id, ..small() }))
+    };
+    let link = |from: &str, to: &str| {
+        let reference = pb::PrecedentReference {
+            from_precedent_id: from.into(),
+            to_precedent_id: to.into(),
+            reference_type: "cites".into(),
+            ..Default::default()
+        };
+        Operation::LinkPrecedents(pb::LinkPrecedentsRequest {
+            precedent_references: vec![reference],
+            ..Default::default()
+        })
+    };
+    let learn = |claim_id: &str| {
+        let example = pb::TrainingExample {
+            claim_id: claim_id.into(),
+            claim_text: "Water boils.".into(),
+            framework: "empirical".into(),
+            confidence: Some(0.5),
+            ..Default::default()
+        };
+        Operation::CreateTrainingExample(pb::CreateTrainingExampleRequest {
+            training_example: Some(example),
+            ..Default::default()
+        })
+    };
+    let cases = [
+        (verify("no"), "claim_id", "claim"),
+        (agree("no", ""), "claim_id", "claim"),
+        (agree("c", "no"), "decision_id", "decision"),
+        (cite("no"), "decision_id", "decision"),
+        (link("p", "no"), "to_precedent_id", "precedent"),
+        (link("no", "p"), "from_precedent_id", "precedent"),
+        (learn("no"), "claim_id", "claim"),
+    ];
+    for (tenant, strict_references) in [("strict", true), ("lenient", false)] {
+        world.tenant(tenant).await;
+        let tenant = pb::Tenant { id: tenant.into(), strict_references, ..Default::default() };
+        let update = pb::UpdateTenantRequest {
+            tenant: Some(tenant.clone()),
+            update_mask: mask(&["strict_references"]),
+            options: None,
+        };
+        ok!(world.as_tenant("system").tenants().update_tenant(update));
+        let who = world.as_tenant(&tenant.id);
+        ok!(who.claims().create_claim(create_claim("c")));
+        for id in ["p", "q"] {
+            ok!(who.precedents().create_precedent(record(id, small())));
+        }
+        let before = head(&who).await;
+        let mut transactions = who.transactions();
+        for (operation, field, kind) in &cases {
+            let call = transactions.execute_transaction(execute(vec![operation.clone()]));
+            if !strict_references {
+                ok!(call);
+                continue;
+            }
+            let status = fails!(call, FailedPrecondition, "REFERENCE_MISSING");
+            let told = info(&status);
+            let told = (told["field"].as_str(), told["kind"].as_str(), told["id"].as_str());
+            assert_eq!(told, (*field, *kind, "no"), "{status:?}");
+        }
+        if strict_references {
+            assert_eq!(head(&who).await, before);
+            // What is there may be named.
+            ok!(who.decisions().create_decision(create("d", decision("DENY", 0.5))));
+            for operation in [verify("c"), agree("c", "d"), cite("d"), link("p", "q"), learn("c")] {
+                ok!(transactions.execute_transaction(execute(vec![operation])));
+            }
+        }
+    }
+    world.close().await;
+}

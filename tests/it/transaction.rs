@@ -143,6 +143,75 @@ async fn one_refusal_takes_back_everything_and_names_its_operation() {
     world.close().await;
 }
 
+/// Every row of every table, as text.
+async fn everything(database: &tokio_postgres::Client) -> String {
+    let tables = "SELECT c.oid::regclass::text FROM pg_class AS c WHERE c.relkind IN ('r', 'p') \
+                  AND c.relnamespace = 'casebook'::regnamespace AND NOT c.relispartition ORDER BY 1";
+    let mut all = String::new();
+    for table in database.query(tables, &[]).await.unwrap() {
+        let table: String = table.get(0);
+        let rows = format!("SELECT string_agg(t::text, E'\\n' ORDER BY t::text) FROM {table} AS t");
+        let rows: Option<String> = database.query_one(&rows, &[]).await.unwrap().get(0);
+        all.push_str(&format!("{table}\n{}\n", rows.unwrap_or_default()));
+    }
+    all
+}
+
+/// F573: whatever stops the last step, nothing is left of the first ones.
+#[tokio::test]
+async fn a_write_of_many_steps_is_rolled_back_whole() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.transactions();
+    let steps = |last: Option<Operation>| {
+        let mut steps = vec![
+            Operation::CreateDocument(file("new")),
+            Operation::BatchCreateChunks(chunks("$0.id", (0..3).map(chunk))),
+            Operation::CreateAnalysis(analyse("", "new")),
+            Operation::CreateDecision(create("d", decision("DENY", 0.5))),
+            Operation::CreateOverride(overrule("", "d", "ALLOW")),
+            Operation::CreateClaim(create_claim("")),
+            verify("$5.id", "empirical"),
+            agree("$5.id", "$3.id"),
+            Operation::UpdateDocument(pb::UpdateDocumentRequest {
+                document: Some(pb::Document { id: "there".into(), ..file("").document.unwrap() }),
+                update_mask: mask(&["source_path"]),
+                options: None,
+            }),
+            Operation::DeleteDocument(pb::DeleteDocumentRequest {
+                document_id: "old".into(),
+                ..Default::default()
+            }),
+        ];
+        steps.extend(last);
+        pb::ExecuteTransactionRequest { options: Some(request("once")), ..execute(steps) }
+    };
+    for id in ["old", "there"] {
+        ok!(who.documents().create_document(file(id)));
+        ok!(who.documents().batch_create_chunks(chunks(id, (0..2).map(chunk))));
+    }
+    let database = world.superuser().await;
+    crate::batching::poison(&database, "poison", "22012").await;
+    let before = everything(&database).await;
+    let nowhere = pb::DeleteClaimRequest { claim_id: "nowhere".into(), ..Default::default() };
+    let poisoned = pb::Decision { subject_id: "poison".into(), ..decision("DENY", 0.5) };
+    for (last, code, reason) in [
+        (Operation::DeleteClaim(nowhere), tonic::Code::NotFound, "NOT_FOUND"),
+        (Operation::CreateDocument(file("there")), tonic::Code::AlreadyExists, "EXISTS"),
+        (Operation::CreateDecision(create("e", poisoned)), tonic::Code::Internal, "INTERNAL"),
+    ] {
+        let status = client.execute_transaction(steps(Some(last))).await.unwrap_err();
+        assert_eq!((status.code(), crate::world::reason(&status).as_str()), (code, reason));
+        assert_eq!(everything(&database).await, before, "{reason} left something");
+    }
+    // Without the last step, the rest goes through, under the same request id.
+    let made = ok!(client.execute_transaction(steps(None)));
+    assert!(!made.receipt.unwrap().replayed);
+    assert_ne!(everything(&database).await, before);
+    drop(database);
+    world.close().await;
+}
+
 #[tokio::test]
 async fn preconditions_and_rehearsals_cover_the_whole() {
     let world = World::new().await;

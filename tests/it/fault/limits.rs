@@ -110,6 +110,7 @@ async fn an_exhausted_pool_is_said_soon_and_stops_nothing_else() {
     world.close().await;
 }
 
+/// F574: health is true, false while the database is gone, and true again.
 #[tokio::test]
 async fn a_missing_postgresql_is_said_and_found_again() {
     let name = new_database(true).await;
@@ -118,6 +119,7 @@ async fn a_missing_postgresql_is_said_and_found_again() {
     let settings = [("metrics_listen", "127.0.0.1:0")];
     let world = World::on(&name, &proxy.url(&config), &settings).await;
     world.decisions().create_decision(create("d-1", decision("ALLOW", 0.5))).await.unwrap();
+    assert_eq!(health(&world).await, ServingStatus::Serving);
     proxy.set_open(false);
     let one = world.decisions().create_decision(create("d-2", decision("ALLOW", 0.5))).await;
     let read = world.decisions().get_decision(get("d-1")).await;

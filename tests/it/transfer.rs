@@ -1,9 +1,8 @@
 //! Export and import: from one tenant into another, after interruptions, and past lines that are refused.
 
-use crate::claim::{claim, consensus, verification};
-use crate::help::{add, critic, head, labels, overrule, reference, rule};
+use crate::help::head;
 use crate::process::{PATIENCE, casebook};
-use crate::world::{As, World, create, decision, open_folder};
+use crate::world::{World, create, decision, open_folder};
 use casebook::pb;
 use casebook::transfer::{
     Counts, Export, Import, OnConflict, Report, Server, TransferError, export, import,
@@ -12,6 +11,11 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+#[path = "transfer/fill.rs"]
+mod fill;
+
+use fill::fill;
 
 pub fn server(address: &str, tenant: &str) -> Server {
     Server { address: address.to_owned(), token: None, tenant: Some(tenant.to_owned()) }
@@ -85,126 +89,6 @@ fn claim_line(id: &str, content: &str) -> Value {
     json!({"kind": "claim", "resource": {"id": id, "content": content}})
 }
 
-/// Something of every noun that this server serves.
-async fn fill(who: &As) {
-    let mut decisions = who.decisions();
-    ok!(who.policies().create_policy_rule(rule("p/1", "Nobody is refused for a missing paper")));
-    for part in 0..3 {
-        let requests = (0..400).map(|n| {
-            let mut made = decision("DENY", 0.25);
-            made.labels = labels(&[("part", "a"), ("é", "ü")]);
-            made.verdict_scores =
-                [("ALLOW".to_owned(), 0.1), ("DENY".to_owned(), 1.0 / 3.0)].into();
-            made.metadata = Some(prost_types::Struct {
-                fields: [(
-                    "none".to_owned(),
-                    prost_types::Value { kind: Some(prost_types::value::Kind::NullValue(0)) },
-                )]
-                .into(),
-            });
-            made.decide_time = Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 1000 });
-            made.processing_time = Some(prost_types::Duration { seconds: 0, nanos: 1_000 });
-            create(&format!("d-{}", part * 400 + n), made)
-        });
-        ok!(decisions.batch_create_decisions(pb::BatchCreateDecisionsRequest {
-            requests: requests.collect(),
-            options: None,
-        }));
-    }
-    for n in 0..5 {
-        let outputs = vec![
-            critic(&format!("c-{n}-1"), "fairness", "DENY", 0.5),
-            critic(&format!("c-{n}-2"), "law", "ALLOW", 0.75),
-        ];
-        ok!(decisions.add_critic_outputs(add(&format!("d-{n}"), outputs)));
-    }
-    ok!(decisions.create_override(overrule("o-1", "d-7", "ALLOW")));
-    ok!(decisions.create_override(overrule("o-2", "d-7", "REVIEW")));
-    let mut claims = who.claims();
-    for id in ["k", "l"] {
-        ok!(claims.create_claim(pb::CreateClaimRequest {
-            claim_id: id.into(),
-            claim: Some(claim("the earth is round")),
-            verifications: vec![pb::Verification {
-                id: format!("v-{id}"),
-                ..verification("", "empirical", 0.5)
-            }],
-            ..Default::default()
-        }));
-    }
-    for (n, kind) in ["majority", "unanimous", "majority"].into_iter().enumerate() {
-        ok!(claims.create_consensus(pb::CreateConsensusRequest {
-            consensus_id: format!("n-{}", 9 - n),
-            consensus: Some(consensus("k", kind)),
-            options: Some(pb::WriteOptions {
-                on_conflict: pb::OnConflict::Replace.into(),
-                ..Default::default()
-            }),
-        }));
-    }
-    let mut documents = pb::document_service_client::DocumentServiceClient::new(who.wire());
-    for id in ["e", "f"] {
-        ok!(documents.create_document(pb::CreateDocumentRequest {
-            document_id: id.into(),
-            document: Some(pb::Document {
-                filename: "f.txt".into(),
-                source_path: "/f.txt".into(),
-                size_bytes: Some(5 << 40),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }));
-        for n in [2, 1] {
-            let analysis = pb::Analysis { document_id: id.into(), ..Default::default() };
-            ok!(documents.create_analysis(pb::CreateAnalysisRequest {
-                analysis_id: format!("{id}-{n}"),
-                analysis: Some(analysis),
-                options: None,
-            }));
-        }
-        let chunk = |n| pb::Chunk {
-            id: format!("{id}-{n}"),
-            chunk_index: n,
-            text: "some text".into(),
-            ..Default::default()
-        };
-        ok!(documents.batch_create_chunks(pb::BatchCreateChunksRequest {
-            document_id: id.into(),
-            chunks: (0..3).map(chunk).collect(),
-            ..Default::default()
-        }));
-    }
-    let mut retention = pb::retention_service_client::RetentionServiceClient::new(who.wire());
-    for id in ["h-1", "h-2"] {
-        ok!(retention.create_legal_hold(pb::CreateLegalHoldRequest {
-            legal_hold_id: id.into(),
-            legal_hold: Some(pb::LegalHold {
-                reason: "a lawsuit".into(),
-                refs: vec![reference(pb::ResourceKind::Decision, "d-9", 0)],
-                ..Default::default()
-            }),
-            options: None,
-        }));
-    }
-    ok!(retention.release_legal_hold(pb::ReleaseLegalHoldRequest {
-        legal_hold_id: "h-1".into(),
-        reason: "it was settled".into(),
-        options: None,
-    }));
-    ok!(retention.create_retention_policy(pb::CreateRetentionPolicyRequest {
-        retention_policy_id: "r".into(),
-        retention_policy: Some(pb::RetentionPolicy {
-            retention_class: "short".into(),
-            keep_at_least: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
-            ..Default::default()
-        }),
-        options: None,
-    }));
-    // Deleted resources stay behind.
-    ok!(decisions.create_decision(create("gone", decision("ALLOW", 1.0))));
-    ok!(decisions.delete_decision(crate::help::delete("gone")));
-}
-
 #[tokio::test]
 async fn what_is_exported_and_imported_is_the_same() {
     let world = World::new().await;
@@ -224,11 +108,19 @@ async fn what_is_exported_and_imported_is_the_same() {
         ("decision", 1200),
         ("document", 2),
         ("legal_hold", 2),
+        ("metrics_snapshot", 2),
+        ("model_checkpoint", 3),
         ("override", 2),
         ("policy_rule", 1),
+        ("precedent", 3),
+        ("precedent_reference", 2),
         ("retention_policy", 1),
+        ("training_example", 3),
         ("verification", 2),
     ];
+    let mut every: Vec<&str> = casebook::transfer::kinds().collect();
+    every.sort_unstable();
+    assert_eq!(expected.map(|(kind, _)| kind).as_slice(), every, "none is left out here");
     assert_eq!(counts, expected.map(|(kind, count)| (kind.to_owned(), count)).into());
     let all = lines(&first);
     assert_eq!(all[0]["casebook_export"]["tenant"], "from");
@@ -252,6 +144,8 @@ async fn what_is_exported_and_imported_is_the_same() {
     assert!(
         there.contains("\"supersededById\":\"n-8\"") && there.contains("DECISION_STATE_OVERRIDDEN")
     );
+    let active: Vec<&str> = there.lines().filter(|line| line.contains("\"active\":true")).collect();
+    assert!(active.len() == 1 && active[0].contains("\"m-2\""), "{active:?}");
     let released = there.lines().filter(|line| line.contains("releaseTime"));
     assert!(released.eq(there.lines().filter(|line| line.contains("\"h-1\""))), "{there}");
     // What was made by whom is new.

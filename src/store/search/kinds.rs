@@ -2,7 +2,7 @@
 
 use crate::store::filter::{Field, FieldKind};
 use crate::store::list::Listing;
-use crate::store::{claim, decision, precedent};
+use crate::store::{analysis, chunk, claim, decision, document, precedent};
 
 /// What search knows of a kind.
 #[derive(Debug)]
@@ -68,69 +68,19 @@ pub static KINDS: &[Kind] = &[
                  d.tags::text || ' ' || d.input::text)",
     },
     Kind {
-        listing: &Listing {
-            kind: "document",
-            table: "document",
-            op: "document.SEARCH",
-            fields: &[
-                Field::new("id", "d.id", FieldKind::Text),
-                Field::new("filename", "d.filename", FieldKind::Text),
-                Field::new("original_filename", "d.original_filename", FieldKind::Text),
-                Field::new("source_path", "d.source_path", FieldKind::Text),
-                Field::new("size_bytes", "d.size_bytes", FieldKind::Int).nullable(),
-                Field::new("mime_type", "d.mime_type", FieldKind::Text),
-                Field::new("content_hash", "d.content_hash", FieldKind::Text),
-                Field::new("total_chunks", "d.total_chunks", FieldKind::Int),
-                Field::new("status", "d.status", FieldKind::Text),
-                Field::new("owner_id", "d.owner_id", FieldKind::Text),
-                Field::new("retention_class", "d.retention_class", FieldKind::Text),
-                Field::new("subject_id", "d.subject_id", FieldKind::Text),
-                Field::new("create_time", "d.create_time", FieldKind::Time),
-                Field::new("update_time", "d.update_time", FieldKind::Time),
-                Field::new("labels", "d.labels", FieldKind::Labels),
-                Field::new("metadata", "d.metadata", FieldKind::Json),
-            ],
-        },
+        listing: &document::LISTING,
         more: &[],
         texts: &["d.filename", "d.original_filename", "d.source_path", "d.metadata::text"],
         vector: "search_vector('', d.filename, d.original_filename || ' ' || d.source_path, d.metadata::text)",
     },
     Kind {
-        listing: &Listing {
-            kind: "chunk",
-            table: "chunk",
-            op: "chunk.SEARCH",
-            fields: &[
-                Field::new("id", "d.id", FieldKind::Text),
-                Field::new("document_id", "d.document_id", FieldKind::Text),
-                Field::new("chunk_index", "d.chunk_index", FieldKind::Int),
-                Field::new("create_time", "d.create_time", FieldKind::Time),
-                Field::new("update_time", "d.update_time", FieldKind::Time),
-                Field::new("metadata", "d.metadata", FieldKind::Json),
-            ],
-        },
+        listing: &chunk::LISTING,
         more: &[Field::new("text", "d.text", FieldKind::Text)],
         texts: &["d.text", "d.metadata::text"],
         vector: "search_vector('', d.text, '', d.metadata::text)",
     },
     Kind {
-        listing: &Listing {
-            kind: "analysis",
-            table: "analysis",
-            op: "analysis.SEARCH",
-            fields: &[
-                Field::new("id", "d.id", FieldKind::Text),
-                Field::new("document_id", "d.document_id", FieldKind::Text),
-                Field::new("analysis_version", "d.analysis_version", FieldKind::Int),
-                Field::new("category", "d.category", FieldKind::Text),
-                Field::new("provider_used", "d.provider_used", FieldKind::Text),
-                Field::new("model_used", "d.model_used", FieldKind::Text),
-                Field::new("trace_id", "d.trace_id", FieldKind::Text),
-                Field::new("owner_id", "d.owner_id", FieldKind::Text),
-                Field::new("create_time", "d.create_time", FieldKind::Time),
-                Field::new("tags", "d.tags", FieldKind::Texts),
-            ],
-        },
+        listing: &analysis::LISTING,
         more: &[
             Field::new("summary", "d.summary", FieldKind::Text),
             Field::new("raw_response", "d.raw_response", FieldKind::Json),

@@ -130,6 +130,25 @@ async fn a_held_part_keeps_the_whole_and_a_subject_everything() {
 }
 
 #[tokio::test]
+async fn a_hold_is_of_a_kind_and_an_id() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    ok!(who.decisions().create_decision(create("one", decision("DENY", 0.5))));
+    for id in ["one", "two"] {
+        ok!(who.claims().create_claim(create_claim(id)));
+    }
+    let refs = vec![reference(Kind::Claim, "one"), reference(Kind::Decision, "two")];
+    ok!(who.retention().create_legal_hold(hold("h", refs, "")));
+    ok!(who.decisions().delete_decision(delete("one")));
+    ok!(who.claims().delete_claim(delete_claim("two")));
+    fails!(who.claims().delete_claim(delete_claim("one")), FailedPrecondition, "ON_HOLD");
+    // It holds also what comes later under the id.
+    ok!(who.decisions().create_decision(create("two", decision("DENY", 0.5))));
+    fails!(who.decisions().delete_decision(delete("two")), FailedPrecondition, "ON_HOLD");
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_hold_says_why_and_what() {
     let world = World::new().await;
     let mut client = world.anonymous().retention();

@@ -166,6 +166,79 @@ async fn purged_is_gone_for_good_and_the_log_keeps_its_hashes() {
 }
 
 #[tokio::test]
+async fn what_a_class_keeps_is_not_purged_either() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.retention();
+    // The class was kept for no time when they were deleted.
+    for (id, class) in [("kept", "credit"), ("held", "credit"), ("free", ""), ("other", "short")] {
+        ok!(who.claims().create_claim(of_class(id, class)));
+        ok!(who.claims().delete_claim(delete_claim(id)));
+    }
+    ok!(client.create_retention_policy(policy("p", "credit", 3600)));
+    ok!(client.create_retention_policy(policy("q", "short", 0)));
+    ok!(client.create_legal_hold(hold("h", vec![reference(Kind::Claim, "held")], "")));
+    // What is held counts as that, whatever its class is.
+    assert_eq!(counts(&ok!(client.purge_resources(purge(Kind::Claim)))), (2, 1, 1));
+    let undelete = |id: &str| pb::UndeleteClaimRequest { claim_id: id.into(), options: None };
+    fails!(who.claims().undelete_claim(undelete("free")), NotFound, "NOT_FOUND");
+    ok!(who.claims().undelete_claim(undelete("kept")));
+    let summary = pb::GetClaimSummaryRequest { claim_id: "kept".into(), consistency: None };
+    let summary = ok!(who.claims().get_claim_summary(summary));
+    assert_eq!((summary.verification_count, summary.consensus.is_some()), (1, true));
+    ok!(client.release_legal_hold(release("h")));
+    assert_eq!(counts(&ok!(client.purge_resources(purge(Kind::Claim)))), (0, 0, 1));
+    let shorter = pb::UpdateRetentionPolicyRequest {
+        retention_policy: Some(pb::RetentionPolicy { id: "p".into(), ..Default::default() }),
+        update_mask: mask(&["keep_at_least"]),
+        options: None,
+    };
+    ok!(client.update_retention_policy(shorter));
+    assert_eq!(counts(&ok!(client.purge_resources(purge(Kind::Claim)))), (1, 0, 0));
+    world.close().await;
+}
+
+#[tokio::test]
+async fn each_of_an_id_is_purged_with_parts_of_its_own() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut documents = who.documents();
+    let remove = || pb::DeleteDocumentRequest { document_id: "doc".into(), ..Default::default() };
+    let named = |id: &str, n: i32| pb::Chunk { id: id.into(), ..chunk(n) };
+    for (a, b) in [("a1", "b1"), ("a2", "b2")] {
+        ok!(documents.create_document(file("doc")));
+        ok!(documents.batch_create_chunks(chunks("doc", [named(a, 0), named(b, 1)])));
+        // One goes before its document does.
+        let chunk = pb::DeleteChunkRequest { chunk_id: b.into(), ..Default::default() };
+        ok!(documents.delete_chunk(chunk));
+        ok!(documents.delete_document(remove()));
+    }
+    ok!(documents.create_document(file("doc")));
+    ok!(documents.batch_create_chunks(chunks("doc", [named("a3", 0)])));
+    let database = world.superuser().await;
+    let left = async || {
+        let all = "SELECT string_agg(id, ' ' ORDER BY id) FROM casebook.chunk";
+        let with_content = "SELECT count(DISTINCT id) FROM casebook.log WHERE kind = 'chunk' AND document IS NOT NULL";
+        let all: String = database.query_one(all, &[]).await.unwrap().get(0);
+        let with_content: i64 = database.query_one(with_content, &[]).await.unwrap().get(0);
+        (all, with_content)
+    };
+    assert_eq!(left().await, ("a1 a2 a3 b1 b2".into(), 5));
+    // The longest deleted first.
+    let one = pb::PurgeResourcesRequest { max_resources: 1, ..purge(Kind::Document) };
+    let mut client = who.retention();
+    assert_eq!(counts(&ok!(client.purge_resources(one.clone()))), (1, 0, 0));
+    assert_eq!(left().await, ("a2 a3 b2".into(), 3));
+    assert_eq!(counts(&ok!(client.purge_resources(one.clone()))), (1, 0, 0));
+    assert_eq!(left().await, ("a3".into(), 1));
+    assert_eq!(counts(&ok!(client.purge_resources(one))), (0, 0, 0));
+    let live = pb::GetChunkRequest { chunk_id: "a3".into(), ..Default::default() };
+    ok!(documents.get_chunk(live));
+    drop(database);
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_decision_goes_with_its_parts_and_live_ones_stay() {
     let world = World::new().await;
     let who = world.anonymous();

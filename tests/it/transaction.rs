@@ -212,6 +212,115 @@ async fn a_write_of_many_steps_is_rolled_back_whole() {
     world.close().await;
 }
 
+/// Counts in a document that the request does not name.
+fn without_chunk(id: &str) -> Operation {
+    Operation::DeleteChunk(pb::DeleteChunkRequest { chunk_id: id.into(), ..Default::default() })
+}
+
+fn label(key: &str) -> pb::UpdateClaimRequest {
+    let labels = labels(&[(key, "x")]);
+    pb::UpdateClaimRequest {
+        claim: Some(pb::Claim { id: "c".into(), labels, ..Default::default() }),
+        update_mask: mask(&[&format!("labels.{key}")]),
+        options: None,
+    }
+}
+
+/// What a transaction writes and what others write at the same moment is all there afterwards.
+#[tokio::test]
+async fn a_transaction_beside_another_write_loses_nothing() {
+    use crate::batching::{hold, occupy, one_lane, queued};
+    for (step, first) in [(0, true), (0, false), (1, true), (1, false)] {
+        let world = one_lane(&[]).await;
+        let who = world.anonymous();
+        ok!(who.documents().create_document(file("doc")));
+        let named = |n: i32| pb::Chunk { id: format!("c{n}"), ..chunk(n) };
+        ok!(who.documents().batch_create_chunks(chunks("doc", (0..3).map(named))));
+        ok!(who.claims().create_claim(create_claim("c")));
+        let mut database = world.superuser().await;
+        let held = hold(&mut database).await;
+        let occupies = occupy(&world).await;
+        let mut calls = Vec::new();
+        for (n, is_transaction) in [first, !first].into_iter().enumerate() {
+            let who = who.clone();
+            calls.push(tokio::spawn(async move {
+                match (is_transaction, step) {
+                    (true, _) => {
+                        let steps = [Operation::UpdateClaim(label("a")), without_chunk("c1")];
+                        let step = execute(vec![steps[step].clone()]);
+                        ok!(who.transactions().execute_transaction(step));
+                    }
+                    (false, 0) => drop(ok!(who.claims().update_claim(label("b")))),
+                    (false, _) => {
+                        let more = chunks("doc", [pb::Chunk { id: "c5".into(), ..chunk(5) }]);
+                        drop(ok!(who.documents().batch_create_chunks(more)));
+                    }
+                }
+            }));
+            queued(&world, n + 1).await;
+        }
+        held.rollback().await.unwrap();
+        occupies.await.unwrap().unwrap();
+        for call in calls {
+            call.await.unwrap();
+        }
+        if step == 0 {
+            let get = pb::GetClaimRequest { claim_id: "c".into(), ..Default::default() };
+            let claim = ok!(who.claims().get_claim(get)).claim.unwrap();
+            let there = ["a", "b"].map(|key| claim.labels.contains_key(key));
+            assert_eq!((there, claim.meta.unwrap().version), ([true, true], 3));
+        } else {
+            let get = pb::GetDocumentRequest { document_id: "doc".into(), ..Default::default() };
+            let document = ok!(who.documents().get_document(get)).document.unwrap();
+            // Made, filled, and then these two.
+            assert_eq!((document.total_chunks, document.meta.unwrap().version), (3, 4));
+        }
+        crate::fault::log_is_gap_free(&database).await;
+        drop(database);
+        world.close().await;
+    }
+}
+
+/// A refused step may have neighbours that have written before they were refused, too: none of that stays, whoever
+/// shares the batch.
+#[tokio::test]
+async fn refused_steps_leave_nothing_in_a_shared_batch() {
+    use crate::batching::{hold, occupy, one_lane, queued};
+    let world = one_lane(&[]).await;
+    let who = world.anonymous();
+    let with_verification = |id: &str| pb::CreateClaimRequest {
+        verifications: vec![pb::Verification { id: "v".into(), ..verification("", "f", 0.5) }],
+        ..create_claim(id)
+    };
+    ok!(who.claims().create_claim(with_verification("taken")));
+    let mut database = world.superuser().await;
+    let held = hold(&mut database).await;
+    let occupies = occupy(&world).await;
+    let other = who.clone();
+    let other = tokio::spawn(async move {
+        ok!(other.claims().create_claim(create_claim("other")));
+    });
+    queued(&world, 1).await;
+    let refused = execute(vec![
+        Operation::CreateClaim(create_claim("taken")),
+        Operation::CreateClaim(with_verification("new")),
+    ]);
+    let mut client = who.transactions();
+    let refused = tokio::spawn(async move { client.execute_transaction(refused).await });
+    queued(&world, 2).await;
+    held.rollback().await.unwrap();
+    occupies.await.unwrap().unwrap();
+    other.await.unwrap();
+    let status = fails!(async { refused.await.unwrap() }, AlreadyExists, "EXISTS");
+    assert_eq!(info(&status)["at"], "operations[0].create_claim");
+    let ids = "SELECT string_agg(id, ' ' ORDER BY id) FROM casebook.claim";
+    let ids: String = database.query_one(ids, &[]).await.unwrap().get(0);
+    assert_eq!(ids, "other taken");
+    crate::fault::log_is_gap_free(&database).await;
+    drop(database);
+    world.close().await;
+}
+
 #[tokio::test]
 async fn preconditions_and_rehearsals_cover_the_whole() {
     let world = World::new().await;

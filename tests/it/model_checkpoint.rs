@@ -1,6 +1,6 @@
 //! Model checkpoints: F198 to F208, and C31: one active of each framework and model, whoever asks for it when.
 
-use crate::batching::{hold, occupy, one_lane, queued, waiting_writes};
+use crate::batching::{occupy, one_lane, queued, waiting_writes};
 use crate::help::*;
 use crate::world::{World, object, request, wrong_fields};
 use casebook::pb;
@@ -304,7 +304,9 @@ async fn race(lanes: &str, update_first: bool) {
     let digest = "b1".repeat(32);
     let mut database = world.superuser().await;
     let watch = world.superuser().await;
-    let held = hold(&mut database).await;
+    // Of the head only the row, so that a lane which has not prepared its statements yet can do so.
+    let held = database.transaction().await.unwrap();
+    held.batch_execute("SELECT FROM casebook.log_head FOR UPDATE").await.unwrap();
     // One lane is held up by a call of its own; of two, each is by one of ours.
     let occupies = if lanes == "1" { Some(occupy(&world).await) } else { None };
     let (mut update, mut activation) = (None, None);

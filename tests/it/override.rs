@@ -165,5 +165,7 @@ async fn overrides_are_listed_by_decision_by_filter_and_in_order() {
     assert_eq!(ids("-", "urgent = true AND priority >= 1", "").await, ["o-2"]);
     let missing = pb::ListOverridesRequest { decision_id: "none".into(), ..Default::default() };
     fails!(client.list_overrides(missing), NotFound, "NOT_FOUND");
+    let none = client.list_overrides(pb::ListOverridesRequest::default());
+    assert_eq!(wrong_fields(&fails!(none, InvalidArgument, "FIELD_INVALID")), ["decision_id"]);
     world.close().await;
 }

@@ -1,6 +1,7 @@
 //! The changes that most nouns need: create rows, and modify one row.
 
 use super::caller::Caller;
+use super::child::resolve_back;
 use super::facts;
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
@@ -513,6 +514,9 @@ pub async fn modify_all<T: Noun>(
         results.push(Ok(Some((after, true))));
     }
     tx.save(&saved).await?;
+    let back = changes.iter().zip(&results).filter(|((change, _), _)| change.deleted);
+    let back = back.filter_map(|(_, result)| result.as_ref().ok()?.as_ref());
+    resolve_back(tx, back.map(|(row, _)| row)).await?;
     Ok(results)
 }
 

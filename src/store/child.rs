@@ -1,15 +1,18 @@
 //! Resources that belong to another one: deleted with it, and brought back with it.
 
 use super::change::{Modify, advance, modified_outcome, modify_all};
+use super::facts;
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
-use super::noun::Noun;
+use super::noun::{Noun, Reference};
+use super::postgres::read_rows;
 use super::query::Query;
 use super::write::{Applied, Change, Outcome, RowKey, Tx};
-use crate::{Error, Result};
+use crate::{Error, Result, row};
 use futures_util::future::BoxFuture;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::SystemTime;
+use uuid::Uuid;
 
 /// A noun that belongs to another. Implemented by [`child!`](crate::child).
 pub trait Child: Noun {
@@ -174,7 +177,41 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
         moved.entries.push((child.parent_id().to_owned(), Entry::of(child, action)));
     }
     tx.save_meta(&children).await?;
+    resolve_back(tx, children.iter().filter(|child| child.meta().delete_time.is_none())).await?;
     Ok(moved)
+}
+
+row! {
+    /// A live resource under the id by which others name it.
+    pub struct Target {
+        pub id: String,
+        pub uid: Uuid,
+    }
+}
+
+/// Rows that come back may name what was recorded while they were hidden: nobody has told them.
+pub async fn resolve_back<'r, T: Noun>(
+    tx: &Tx<'_>,
+    back: impl Iterator<Item = &'r T>,
+) -> Result<()> {
+    let mut named: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for Reference { kind, id, .. } in back.flat_map(Noun::references) {
+        if !id.is_empty() {
+            named.entry(kind).or_default().push(id.into_owned());
+        }
+    }
+    for (kind, ids) in named {
+        let Some((facts, resolve)) = facts(kind).and_then(|facts| Some((facts, facts.resolve?)))
+        else {
+            continue;
+        };
+        let table = facts.listing.table;
+        let sql = format!("SELECT id, uid FROM {table} WHERE id = ANY($1) AND delete_time IS NULL");
+        let live: Vec<Target> = read_rows(&tx.dynamic(&sql, &[&ids]).await?)?;
+        let live: (Vec<String>, Vec<Uuid>) = live.into_iter().map(|row| (row.id, row.uid)).unzip();
+        tx.run(resolve, &live).await?;
+    }
+    Ok(())
 }
 
 /// Deletes or undeletes a resource together with what belongs to it.

@@ -195,7 +195,7 @@ const LOOSE_SQL: &[(&str, &str)] = &[
     ("src/store/training_example.rs", "and those of what a batch takes"),
     ("src/store/metrics_snapshot.rs", "and those of a series"),
     ("src/store/noun.rs", "the statements that every noun has"),
-    ("src/store/child.rs", "and those that every child has"),
+    ("src/store/child.rs", "and those that every child has, and of whatever it names"),
     ("src/store/log.rs", "appending takes whole rows"),
     ("src/store/migrate.rs", "it makes the schema that statements are checked against"),
     ("src/transfer/sqlite.rs", "it reads another program's database"),

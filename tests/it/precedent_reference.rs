@@ -399,6 +399,28 @@ async fn ends_that_are_recorded_later_are_resolved() {
         rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     let is = |edge: &str, from, to| (edge.to_owned(), from, to);
     assert_eq!(known, [is("ab", true, true), is("ac", true, false), is("knowna", true, true)]);
+
+    // What is recorded while a precedent is hidden is told when it comes back.
+    let decided = pb::Precedent { decision_id: "d".into(), ..small() };
+    ok!(client.create_precedent(record("hidden", decided)));
+    ok!(client.link_precedents(link(vec![edge("hidden", "new"), edge("hidden", "none")])));
+    ok!(client.delete_precedent(remove("hidden")));
+    ok!(client.create_precedent(record("new", small())));
+    let decision = crate::world::create("d", crate::world::decision("DENY", 0.5));
+    ok!(who.decisions().create_decision(decision));
+    ok!(client.undelete_precedent(restore("hidden")));
+    let sql = "SELECT r.to_precedent_id, r.from_precedent_uid = p.uid, r.to_precedent_uid IS NOT DISTINCT FROM t.uid, \
+               r.to_precedent_uid IS NULL, p.decision_uid = d.uid FROM casebook.precedent AS p \
+               JOIN casebook.precedent_reference AS r ON r.from_precedent_id = p.id \
+               LEFT JOIN casebook.precedent AS t ON t.id = r.to_precedent_id \
+               LEFT JOIN casebook.decision AS d ON d.id = p.decision_id WHERE p.id = 'hidden' ORDER BY 1";
+    let rows = superuser.query(sql, &[]).await.unwrap();
+    let known: Vec<(String, [Option<bool>; 4])> = rows
+        .iter()
+        .map(|row| (row.get(0), [row.get(1), row.get(2), row.get(3), row.get(4)]))
+        .collect();
+    let is = |to: &str, unknown| (to.to_owned(), [true, true, unknown, true].map(Some));
+    assert_eq!(known, [is("new", false), is("none", true)]);
     drop(superuser);
     world.close().await;
 }

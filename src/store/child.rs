@@ -2,6 +2,7 @@
 
 use super::change::{Modify, advance, modified_outcome, modify_all};
 use super::facts;
+use super::filter::Params;
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::{Noun, Reference};
@@ -206,8 +207,12 @@ pub async fn resolve_back<'r, T: Noun>(
             continue;
         };
         let table = facts.listing.table;
-        let sql = format!("SELECT id, uid FROM {table} WHERE id = ANY($1) AND delete_time IS NULL");
-        let live: Vec<Target> = read_rows(&tx.dynamic(&sql, &[&ids]).await?)?;
+        let mut params = Params::default();
+        let sql = format!(
+            "SELECT id, uid FROM {table} WHERE id = ANY({}) AND delete_time IS NULL",
+            params.push(ids)
+        );
+        let live: Vec<Target> = read_rows(&tx.dynamic(&sql, &params).await?)?;
         let live: (Vec<String>, Vec<Uuid>) = live.into_iter().map(|row| (row.id, row.uid)).unzip();
         tx.run(resolve, &live).await?;
     }

@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
@@ -34,6 +35,7 @@ pub fn casebook(arguments: &[&str]) -> Command {
 pub struct Served {
     child: Child,
     log: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
 }
 
 impl Served {
@@ -45,14 +47,14 @@ impl Served {
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program runs");
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, kept) = (child.stderr.take().expect("its log"), Arc::clone(&log));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(lines).lines().map_while(Result::ok) {
                 let mut kept = kept.lock().unwrap();
                 kept.push_str(&line);
                 kept.push('\n');
             }
         });
-        Self { child, log }
+        Self { child, log, reader }
     }
 
     /// A server on a data folder of its own, on a port that the system chooses.
@@ -117,11 +119,16 @@ impl Served {
         assert_eq!(status.signal(), Some(9), "it ended by itself:\n{}", self.log());
     }
 
-    /// Its exit, when it ends by itself.
+    /// Its exit, when it ends by itself; its log is whole then.
     pub async fn ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("its state") {
+                // What it said last may still be on its way, but a child of its own may hold the other end for longer.
+                let ended = Instant::now();
+                while !self.reader.is_finished() && ended.elapsed() < Duration::from_secs(2) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 return status;
             }
             assert!(began.elapsed() < PATIENCE, "the server does not end:\n{}", self.log());

@@ -37,7 +37,7 @@ fn range(gte: Value, lt: Value) -> Op {
 fn sql(filter: &Filter) -> (String, String) {
     let mut params = Params::default();
     let sql = filter.sql(&mut params);
-    (sql, format!("{:?}", params.0))
+    (sql, format!("{:?}", params.as_sql()))
 }
 
 fn compiled(path: &str, op: Op) -> (String, String) {

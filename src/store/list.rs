@@ -280,6 +280,17 @@ impl Source {
 }
 
 impl ListQuery {
+    /// Whether it is one that everybody makes: everything, in an order of one field.
+    pub(super) fn is_common(&self) -> bool {
+        let Self { filter, order, parent, among, besides, window, .. } = self;
+        filter.selects_everything()
+            && order.len() <= 1
+            && parent.is_none()
+            && among.is_none()
+            && besides.is_none()
+            && window.is_none()
+    }
+
     /// What holds for every row of every page.
     pub(super) fn conditions(&self, params: &mut Params) -> Vec<String> {
         let mut all = Vec::new();

@@ -141,12 +141,14 @@ impl Store {
         self.backend.call(op).await
     }
 
-    /// Runs one statement at a snapshot of its own, from BEGIN to COMMIT in one round trip.
+    /// Runs one statement at a snapshot of its own, from BEGIN to COMMIT in one round trip. One that is `common` stays
+    /// prepared, which spares PostgreSQL reading it; its text must be one of few, or sessions would grow without end.
     pub(super) async fn glance(
         &self,
         caller: &Caller,
         name: &'static str,
         (sql, params): (String, filter::Params),
+        common: bool,
     ) -> Result<Glance> {
         let begin = self.beginning(caller);
         let asked = Arc::new((sql, params));
@@ -154,11 +156,17 @@ impl Store {
             let (begin, asked) = (begin.clone(), Arc::clone(&asked));
             Box::pin(async move {
                 let (sql, params) = &*asked;
-                let params = params.typed();
                 let begin = begin(&conn).await?;
+                let prepared = if common { Some(conn.prepare(sql).await?) } else { None };
+                let rows = async {
+                    match &prepared {
+                        Some(prepared) => conn.client().query(prepared, &params.as_sql()).await,
+                        None => conn.client().query_typed(sql, &params.typed()).await,
+                    }
+                };
                 let (begun, rows, ended) = futures_util::join!(
                     begin.send(&conn),
-                    conn.client().query_typed(sql, &params),
+                    rows,
                     conn.client().batch_execute("COMMIT"),
                 );
                 // The first failure is the cause; what follows it only reports an aborted transaction.
@@ -208,8 +216,8 @@ impl Store {
     ) -> Result<Page<R>> {
         if query.snapshot.is_none() && !wants_total {
             let query = log::up_to(listing, &query)?.unwrap_or(query);
-            let Glance { rows, now, head } =
-                self.glance(caller, listing.op, page_of::<R>(listing, &query)).await?;
+            let (page, common) = (page_of::<R>(listing, &query), query.is_common());
+            let Glance { rows, now, head } = self.glance(caller, listing.op, page, common).await?;
             let (rows, next) = read_page(rows, &query)?;
             return Ok(Page { rows, next, seq: head, total: None, now });
         }

@@ -131,7 +131,7 @@ impl Store {
                 let (sql, params) = &*asked;
                 let seq = snapshot.head;
                 let mut found = Vec::new();
-                for row in snapshot.dynamic(sql, &params).await? {
+                for row in snapshot.dynamic(sql, params).await? {
                     let headline: &str = row.try_get("headline")?;
                     found.push(FoundPrecedent {
                         precedent: Precedent::read(&row, &mut 0)?,

@@ -5,7 +5,7 @@
 //! with what has changed since, not with the pages before. What is deleted meanwhile is left out, which moves nothing
 //! else.
 
-use super::kinds::Kind;
+use super::kinds::{KINDS, Kind};
 use super::{Words, headline, passages};
 use crate::store::Store;
 use crate::store::caller::Caller;
@@ -148,6 +148,14 @@ impl Search {
 }
 
 impl Search {
+    /// Whether it is one that everybody makes: in one kind or in all, whatever they are.
+    fn is_common(&self) -> bool {
+        let everything = self.kinds.iter().all(|(_, filter)| filter.selects_everything());
+        let names = self.kinds.iter().map(|(kind, _)| kind.name());
+        let usual = self.kinds.len() == 1 || names.eq(KINDS.iter().map(Kind::name));
+        everything && usual && self.after.is_none()
+    }
+
     fn hits(&self, found: Vec<Found>, details: &mut Details) -> Result<Vec<Hit>> {
         let hits = found.into_iter().map(|found| {
             let Found { kind, id, uid, version, score, .. } = found;
@@ -212,8 +220,8 @@ impl Store {
     /// One page of a ranking.
     pub async fn search(&self, caller: &Caller, search: Search) -> Result<Hits> {
         if search.snapshot.is_none() && !search.highlight && search.shown.is_none() {
-            let Glance { rows, head, .. } =
-                self.glance(caller, OP, search.ranking(&caller.tenant)).await?;
+            let (ranking, common) = (search.ranking(&caller.tenant), search.is_common());
+            let Glance { rows, head, .. } = self.glance(caller, OP, ranking, common).await?;
             let mut found = read_found(&rows)?;
             let more = found.len() as i64 > search.limit;
             found.truncate(search.limit as usize);

@@ -21,6 +21,7 @@ pub mod json;
 pub mod legal_hold;
 pub mod metrics_snapshot;
 pub mod model_checkpoint;
+pub mod object;
 pub mod r#override;
 pub mod page;
 pub mod policy_rule;

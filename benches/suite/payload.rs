@@ -37,10 +37,10 @@ pub fn decision() -> pb::Decision {
     ]);
     let labels = [("team", "credit"), ("region", "eu-central"), ("product", "consumer-loan")];
     pb::Decision {
-        input_data: Some(input_data),
+        input_data: Some(input_data.into()),
         final_verdict: "ALLOW".into(),
         avg_confidence: Some(0.93),
-        metadata: Some(object([("pipeline", text("nightly")), ("attempt", number(1.0))])),
+        metadata: Some(object([("pipeline", text("nightly")), ("attempt", number(1.0))]).into()),
         labels: labels.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
         ..Default::default()
     }
@@ -93,7 +93,11 @@ pub fn chunk(number: u64) -> pb::Chunk {
     random.next();
     let metadata =
         object([("page", number_of(number % 300)), ("section", text(&words(&mut random, 3)))]);
-    pb::Chunk { text: words(&mut random, 120), metadata: Some(metadata), ..Default::default() }
+    pb::Chunk {
+        text: words(&mut random, 120),
+        metadata: Some(metadata.into()),
+        ..Default::default()
+    }
 }
 
 fn number_of(n: u64) -> Value {
@@ -118,7 +122,7 @@ pub fn document_about(number: u64) -> pb::CreateDocumentRequest {
     random.next();
     let mut request = document(&format!("about-{number}"));
     if let Some(document) = &mut request.document {
-        document.metadata = Some(object([("abstract", text(&words(&mut random, 60)))]));
+        document.metadata = Some(object([("abstract", text(&words(&mut random, 60)))]).into());
     }
     request
 }

@@ -2,7 +2,7 @@
 
 use super::cases::{Case, Cases, Critic, Domain, Outcome, Scenario};
 use super::random::Random;
-use super::template::{CasesError, Scope, to_struct};
+use super::template::{CasesError, Scope, to_object};
 use crate::pb;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,7 +59,7 @@ impl Cases {
         let milliseconds = scope.whole("total_ms")?;
         let decision = pb::Decision {
             id: id.clone(),
-            input_data: Some(to_struct(input)),
+            input_data: to_object(input),
             final_verdict: outcome.verdict.clone(),
             reason: scope.text(&reason)?,
             avg_confidence: Some(mean_confidence(&votes)),
@@ -74,7 +74,7 @@ impl Cases {
                 seconds: milliseconds / 1_000,
                 nanos: (milliseconds % 1_000) as i32 * 1_000_000,
             }),
-            metadata: Some(to_struct(metadata)),
+            metadata: to_object(metadata),
             labels,
             retention_class: domain.retention_class.clone(),
             subject_id: subject,
@@ -258,7 +258,7 @@ fn outputs(
                 decided - Duration::milliseconds(milliseconds - latency),
             )),
             evidence_sources: sources,
-            details: details.as_object().cloned().map(to_struct),
+            details: details.as_object().cloned().and_then(to_object),
             ..Default::default()
         });
     }
@@ -296,7 +296,7 @@ fn overrule(
         urgent: known.urgent,
         priority: priority as i32,
         stakeholder_input: random.pick(&domain.stakeholders).cloned().unwrap_or_default(),
-        additional_context: context.as_object().cloned().map(to_struct),
+        additional_context: context.as_object().cloned().and_then(to_object),
         ..Default::default()
     }))
 }

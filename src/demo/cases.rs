@@ -1,7 +1,7 @@
 //! Reads `cases.toml` and says which case, rule and time belongs to which number.
 
 use super::random::Random;
-use super::template::{CasesError, to_struct};
+use super::template::{CasesError, to_object};
 use crate::pb;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -169,7 +169,7 @@ impl Cases {
                 rule_type: rule.kind.clone(),
                 severity: rule.severity.clone(),
                 description: rule.description.clone(),
-                definition: Some(to_struct(rule.definition.clone())),
+                definition: to_object(rule.definition.clone()),
                 active: rule.active,
                 effective_time: since,
                 // Half a year after it came into force, before any decision here.

@@ -1,8 +1,9 @@
 //! Fills the texts and values of `cases.toml` with what one case drew.
 
 use super::random::Random;
-use prost_types::{ListValue, Struct, Value as ProtoValue, value::Kind};
-use serde_json::{Map, Number, Value};
+use crate::rpc::json;
+use crate::rpc::object::{Object, of_json};
+use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use time::{Duration, OffsetDateTime};
@@ -266,22 +267,8 @@ fn capital(text: &str) -> String {
 }
 
 /// JSON as the wire carries it.
-pub fn to_struct(map: Map<String, Value>) -> Struct {
-    Struct { fields: map.into_iter().map(|(key, value)| (key, to_proto(value))).collect() }
-}
-
-fn to_proto(value: Value) -> ProtoValue {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(flag) => Kind::BoolValue(flag),
-        Value::Number(number) => Kind::NumberValue(Number::as_f64(&number).unwrap_or_default()),
-        Value::String(text) => Kind::StringValue(text),
-        Value::Array(items) => {
-            Kind::ListValue(ListValue { values: items.into_iter().map(to_proto).collect() })
-        }
-        Value::Object(map) => Kind::StructValue(to_struct(map)),
-    };
-    ProtoValue { kind: Some(kind) }
+pub fn to_object(map: Map<String, Value>) -> Option<Object> {
+    of_json(&json::of_value(&Value::Object(map)))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod server;
 
 use super::*;
+use crate::rpc::object::{Object, to_json};
 use prost_types::value::Kind;
 use server::serve;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,29 +20,9 @@ fn expand(count: usize) -> Vec<Case> {
     (0..count).map(|index| cases.case(index).unwrap()).collect()
 }
 
-/// As text with sorted keys: the maps of the messages have no order of their own.
-fn canonical(message: &prost_types::Struct) -> String {
-    fn write(value: &prost_types::Value, out: &mut String) {
-        match value.kind.as_ref().unwrap() {
-            Kind::StructValue(fields) => out.push_str(&canonical(fields)),
-            Kind::ListValue(list) => {
-                for value in &list.values {
-                    write(value, out);
-                    out.push(',');
-                }
-            }
-            other => out.push_str(&format!("{other:?}")),
-        }
-    }
-    let fields: BTreeMap<_, _> = message.fields.iter().collect();
-    let mut out = String::from("{");
-    for (key, value) in fields {
-        out.push_str(key);
-        out.push(':');
-        write(value, &mut out);
-        out.push(';');
-    }
-    out + "}"
+/// As text: the maps of the messages have no order of their own.
+fn canonical(message: &Object) -> String {
+    String::from_utf8(to_json(message).unwrap().text().to_vec()).unwrap()
 }
 
 #[test]
@@ -173,7 +154,7 @@ fn every_decision_keeps_the_limits_of_the_protocol() {
         let input = canonical(decision.input_data.as_ref().unwrap());
         let metadata = canonical(decision.metadata.as_ref().unwrap());
         for name in ["text", "claim", "description", "caption", "title", "bio"] {
-            let fields = &decision.input_data.as_ref().unwrap().fields;
+            let fields = decision.input_data.as_ref().unwrap().fields();
             let Some(Kind::StringValue(text)) = fields.get(name).and_then(|v| v.kind.clone())
             else {
                 continue;

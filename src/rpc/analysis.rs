@@ -91,7 +91,7 @@ impl From<Analysis> for pb::Analysis {
             category,
             summary,
             tags: json::parsed(&tags),
-            raw_response: json::to_optional_struct(&raw_response),
+            raw_response: json::to_optional_object(&raw_response),
             provider_used,
             model_used,
             trace_id,

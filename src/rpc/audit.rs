@@ -5,7 +5,7 @@ mod event;
 mod export;
 
 use super::{Answer, Api, Selection, open};
-use super::{json, wire};
+use super::{json, object, wire};
 use crate::pb;
 use crate::store::archive as segments;
 use crate::store::canonical::Json;
@@ -126,8 +126,8 @@ fn entry(row: LogRow, changes: Option<Json>) -> Result<pb::AuditEntry> {
         user_agent,
         request_id,
         trace_id,
-        changes: changes.and_then(|changes| json::to_struct(&changes)),
-        context: context.and_then(|context| json::to_struct(&context)),
+        changes: changes.and_then(|changes| object::of_json(&changes)),
+        context: context.and_then(|context| object::of_json(&context)),
         leaf: leaf.into(),
         leaf_hash: leaf_hash.into(),
         success: Some(true),
@@ -143,7 +143,7 @@ fn entry(row: LogRow, changes: Option<Json>) -> Result<pb::AuditEntry> {
         (told::KIND, None) => entry.success = None,
         (segments::KIND, Some(document)) => {
             entry.target = None;
-            entry.metadata = json::to_struct(&Json::from_canonical(document));
+            entry.metadata = object::of_json(&Json::from_canonical(document));
         }
         _ => {}
     }
@@ -174,5 +174,5 @@ fn tell(entry: &mut pb::AuditEntry, event: Event) {
     entry.success = Some(success);
     entry.error_message = error_message;
     entry.object_key = object_key;
-    entry.metadata = json::to_optional_struct(&metadata);
+    entry.metadata = json::to_optional_object(&metadata);
 }

@@ -88,7 +88,7 @@ impl From<Chunk> for pb::Chunk {
             document_id,
             chunk_index,
             text,
-            metadata: json::to_optional_struct(&metadata),
+            metadata: json::to_optional_object(&metadata),
         }
     }
 }

@@ -346,7 +346,7 @@ impl From<Claim> for pb::Claim {
             content,
             claim_type,
             source,
-            metadata: json::to_optional_struct(&metadata),
+            metadata: json::to_optional_object(&metadata),
             labels: json::to_strings(&labels),
             retention_class,
             subject_id,

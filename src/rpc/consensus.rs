@@ -93,7 +93,7 @@ impl From<Consensus> for pb::Consensus {
             etag,
             meta: wire::meta(meta),
             claim_id,
-            consensus_result: json::to_optional_struct(&consensus_result),
+            consensus_result: json::to_optional_object(&consensus_result),
             participating_frameworks: json::parsed(&participating_frameworks),
             consensus_type,
             consensus_confidence,

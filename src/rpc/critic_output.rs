@@ -122,7 +122,7 @@ impl From<CriticOutput> for pb::CriticOutput {
             config_version,
             evaluate_time: evaluate_time.and_then(wire::timestamp),
             evidence_sources: sources_of(&evidence_sources),
-            details: json::to_optional_struct(&details),
+            details: json::to_optional_object(&details),
         }
     }
 }

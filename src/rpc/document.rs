@@ -308,7 +308,7 @@ impl From<Document> for pb::Document {
             content_hash,
             total_chunks,
             status,
-            metadata: json::to_optional_struct(&metadata),
+            metadata: json::to_optional_object(&metadata),
             labels: json::to_strings(&labels),
             owner_id,
             content: decision::reference_of(&content),

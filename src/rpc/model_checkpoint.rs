@@ -222,8 +222,8 @@ impl From<ModelCheckpoint> for pb::ModelCheckpoint {
             framework,
             model_version,
             checkpoint_path,
-            metrics: json::to_optional_struct(&metrics),
-            training_config: json::to_optional_struct(&training_config),
+            metrics: json::to_optional_object(&metrics),
+            training_config: json::to_optional_object(&training_config),
             active,
             digest,
         }

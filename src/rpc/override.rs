@@ -139,7 +139,7 @@ impl From<Override> for pb::Override {
             expire_time: expire_time.and_then(wire::timestamp),
             stakeholder_input,
             supporting_documents: references_of(&supporting_documents),
-            additional_context: json::to_optional_struct(&additional_context),
+            additional_context: json::to_optional_object(&additional_context),
         }
     }
 }

@@ -128,7 +128,7 @@ impl From<PolicyRule> for pb::PolicyRule {
             rule_type,
             severity,
             description,
-            definition: json::to_optional_struct(&definition),
+            definition: json::to_optional_object(&definition),
             active,
             effective_time: effective_time.and_then(wire::timestamp),
             retire_time: retire_time.and_then(wire::timestamp),

@@ -157,7 +157,7 @@ impl From<PrecedentReference> for pb::PrecedentReference {
             to_precedent_id,
             reference_type,
             similarity,
-            metadata: json::to_optional_struct(&metadata),
+            metadata: json::to_optional_object(&metadata),
         }
     }
 }

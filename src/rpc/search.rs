@@ -4,7 +4,7 @@ use super::descriptor::ReadMask;
 use super::page::{Binding, Pager, unpaged};
 use super::precedent::case_hash;
 use super::wire::{Fields, kind_name, kind_number};
-use super::{Answer, Api, Paged as _, Parts, filter, json, open};
+use super::{Answer, Api, Paged as _, Parts, filter, object, open};
 use crate::error::Violation;
 use crate::pb;
 use crate::store::filter::Filter;
@@ -82,7 +82,7 @@ fn hit(hit: Hit) -> pb::SearchHit {
         uid: place.uid.to_string(),
         score: place.score,
         highlights,
-        fields: fields.and_then(|fields| json::to_struct(&fields)),
+        fields: fields.and_then(|fields| object::of_json(&fields)),
     }
 }
 

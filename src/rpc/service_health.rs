@@ -173,7 +173,7 @@ impl From<ServiceHealth> for pb::ServiceHealth {
             instance_id,
             status,
             last_heartbeat_time: wire::timestamp(last_heartbeat_time),
-            metadata: json::to_optional_struct(&metadata),
+            metadata: json::to_optional_object(&metadata),
             // Only a list knows for how long silence is taken for life.
             stale: false,
         }

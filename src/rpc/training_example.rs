@@ -97,10 +97,10 @@ impl From<TrainingExample> for pb::TrainingExample {
             framework,
             claim_id,
             claim_text,
-            evidence: json::to_optional_struct(&evidence),
+            evidence: json::to_optional_object(&evidence),
             validity,
             confidence,
-            metadata: json::to_optional_struct(&metadata),
+            metadata: json::to_optional_object(&metadata),
             used_in_training,
             training_batch_id,
         }

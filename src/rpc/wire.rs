@@ -2,7 +2,8 @@
 
 use crate::error::Violation;
 use crate::pb;
-use crate::rpc::{descriptor, json};
+use crate::rpc::object::Object;
+use crate::rpc::{descriptor, json, object};
 use crate::store::caller::Caller;
 use crate::store::canonical::{Json, to_micros};
 use crate::store::change::OnConflict;
@@ -339,9 +340,9 @@ impl Fields {
     }
 
     /// An object of free JSON as canonical text; `{}` where it is absent.
-    pub fn object(&mut self, field: &str, value: Option<prost_types::Struct>) -> Json {
+    pub fn object(&mut self, field: &str, value: Option<Object>) -> Json {
         let Some(value) = value else { return Json::object() };
-        match json::from_struct(&value) {
+        match object::to_json(&value) {
             Ok(json) => json,
             Err((reason, description)) => {
                 self.wrong_because(reason, field, description);

@@ -1,7 +1,7 @@
 //! The audit trail: F22, F217 to F226, C13, N11: every change, by whom, from where, and what it changed.
 
 use crate::help::*;
-use crate::world::{World, create, decision, object, request, wrong_fields};
+use crate::world::{World, create, decision, request, tree, wrong_fields};
 use casebook::pb;
 use pb::ResourceKind as Kind;
 use sha2::{Digest, Sha256};
@@ -103,13 +103,13 @@ async fn an_entry_tells_what_changed_and_under_which_ids_it_was_asked() {
     let get = |seq| pb::GetAuditEntryRequest { seq };
     let created = ok!(me.audit().get_audit_entry(get(1))).entry.unwrap();
     assert_eq!((created.request_id.as_str(), created.trace_id.as_str()), ("call-7", trace));
-    let changes = created.changes.unwrap();
+    let changes = created.changes.unwrap().to_struct();
     let verdict = member(&changes, "final_verdict").unwrap();
     let Some(prost_types::value::Kind::StructValue(verdict)) = &verdict.kind else { panic!() };
     assert_eq!(text(member(verdict, "new")), "ALLOW");
     let updated = ok!(me.audit().get_audit_entry(get(2))).entry.unwrap();
     assert_eq!(updated.request_id, "key-1");
-    let changes = updated.changes.clone().unwrap();
+    let changes = updated.changes.clone().unwrap().to_struct();
     let names =
         |changes: &prost_types::Struct| changes.fields.keys().cloned().collect::<Vec<String>>();
     assert_eq!(names(&changes), ["labels", "retention_class"]);
@@ -131,13 +131,13 @@ async fn an_entry_tells_what_changed_and_under_which_ids_it_was_asked() {
     else {
         panic!()
     };
-    assert_eq!(*new, object(&[("env", "prod")]));
+    assert_eq!(*new, tree(&[("env", "prod")]));
     // Deleting changes one thing, and bringing back the same; what the entry says anyway is not repeated.
     ok!(me.decisions().delete_decision(delete("d")));
     ok!(me.decisions().undelete_decision(undelete("d")));
     for (seq, key, gone) in [(3, "new", "old"), (4, "old", "new")] {
         let entry = ok!(me.audit().get_audit_entry(get(seq))).entry.unwrap();
-        let changes = entry.changes.unwrap();
+        let changes = entry.changes.unwrap().to_struct();
         assert_eq!(names(&changes), ["delete_time"]);
         let Some(prost_types::value::Kind::StructValue(time)) =
             &member(&changes, "delete_time").unwrap().kind
@@ -148,6 +148,7 @@ async fn an_entry_tells_what_changed_and_under_which_ids_it_was_asked() {
         assert_eq!(text(member(time, gone)), "Some(NullValue(NullValue))");
     }
     let created = ok!(me.audit().get_audit_entry(get(1))).entry.unwrap().changes.unwrap();
+    let created = created.to_struct();
     for name in ["id", "uid", "version", "create_time", "update_time", "created_by", "updated_by"] {
         assert!(member(&created, name).is_none(), "{name}");
     }

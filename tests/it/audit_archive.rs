@@ -163,7 +163,7 @@ async fn detail_goes_to_a_file_and_hashes_stay() {
     // The entry of the archiving says where it all is, and is never archived itself.
     let made = entry(&me, 5).await;
     assert_eq!((made.action.as_str(), made.kind.as_str()), ("ARCHIVE", "audit_segment"));
-    let metadata = made.metadata.clone().unwrap().fields;
+    let metadata = made.metadata.clone().unwrap().fields();
     let shown = |name: &str| metadata[name].kind.clone().unwrap();
     use prost_types::value::Kind::{NumberValue, StringValue};
     assert_eq!(shown("name"), StringValue(answer.segment.clone()));

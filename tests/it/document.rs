@@ -1,8 +1,9 @@
 //! Documents: F404 to F412, F493 to F502, and what is hidden and comes back with them (F413, F485, F569).
 
 use crate::help::*;
-use crate::world::{World, object, request, wrong_fields};
+use crate::world::{World, object, request, tree, wrong_fields};
 use casebook::pb;
+use casebook::rpc::object::Object;
 
 const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
@@ -16,7 +17,7 @@ fn full() -> pb::Document {
         content_hash: HASH.into(),
         status: "chunked".into(),
         // F575: arbitrary JSON.
-        metadata: Some(nested()),
+        metadata: Some(nested().into()),
         labels: labels(&[("team", "claims")]),
         owner_id: "ann".into(),
         content: Some(reference(pb::ResourceKind::Decision, "d-1", 2)),
@@ -38,10 +39,10 @@ fn nested() -> prost_types::Struct {
             value(NumberValue(-0.5)),
             value(StringValue("é \"quoted\" \\ \n 😀".into())),
             value(ListValue(Default::default())),
-            value(StructValue(object(&[("deep", "down")]))),
+            value(StructValue(tree(&[("deep", "down")]))),
         ],
     };
-    let mut fields = object(&[("", "an empty key"), ("ключ", "a key")]);
+    let mut fields = tree(&[("", "an empty key"), ("ключ", "a key")]);
     fields.fields.insert("list".into(), value(ListValue(list)));
     fields.fields.insert("none".into(), value(StructValue(Default::default())));
     fields
@@ -405,6 +406,7 @@ async fn metadata_is_any_json_and_comes_back_as_it_was() {
         any.fields.insert(key.into(), value(StringValue(key.into())));
     }
 
+    let any = Object::from(any);
     let world = World::new().await;
     let mut client = world.anonymous().documents();
     let document = pb::Document { metadata: Some(any.clone()), ..full() };
@@ -442,7 +444,7 @@ async fn metadata_is_any_json_and_comes_back_as_it_was() {
     let back = ok!(client.update_document(change("doc", &["metadata"], document)));
     assert_eq!(back.document.unwrap().metadata, Some(any));
     let inexact = prost_types::Struct { fields: [("n".to_owned(), number(beyond[0]))].into() };
-    let document = pb::Document { metadata: Some(inexact), ..full() };
+    let document = pb::Document { metadata: Some(inexact.into()), ..full() };
     let call = client.create_document(create("inexact", document));
     let status = fails!(call, InvalidArgument, "NUMBER_NOT_EXACT");
     assert_eq!(wrong_fields(&status), ["document.metadata"]);

@@ -43,7 +43,7 @@ async fn each_wrong_field_is_refused_by_name_and_reason() {
     let time = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
     let refer = |kind, id: &str, version| vec![pb::ResourceRef { kind, id: id.into(), version }];
     let x = |n: usize| "x".repeat(n);
-    let numbers = |n: f64| Some(holding("n", Kind::NumberValue(n)));
+    let numbers = |n: f64| Some(holding("n", Kind::NumberValue(n)).into());
     let two_53 = 9_007_199_254_740_992.0;
     let keys = |n: usize| prost_types::Struct {
         fields: (0..n).map(|i| (i.to_string(), value(Kind::BoolValue(true)))).collect(),
@@ -156,8 +156,8 @@ async fn each_wrong_field_is_refused_by_name_and_reason() {
         (with(|d| d.input_data = numbers(f64::NAN)), "FIELD_INVALID", "input_data"),
         (with(|d| d.input_data = numbers(two_53)), "NUMBER_NOT_EXACT", "input_data"),
         (with(|d| d.metadata = numbers(-1e300)), "NUMBER_NOT_EXACT", "metadata"),
-        (with(|d| d.metadata = Some(deep(33))), "JSON_TOO_LARGE", "metadata"),
-        (with(|d| d.metadata = Some(keys(10_001))), "JSON_TOO_LARGE", "metadata"),
+        (with(|d| d.metadata = Some(deep(33).into())), "JSON_TOO_LARGE", "metadata"),
+        (with(|d| d.metadata = Some(keys(10_001).into())), "JSON_TOO_LARGE", "metadata"),
         (
             with(|d| d.input_data = Some(object(&[("k", &x(1 << 20))]))),
             "JSON_TOO_LARGE",
@@ -196,8 +196,8 @@ async fn each_wrong_field_is_refused_by_name_and_reason() {
 
     // The largest that are taken.
     for request in [
-        with(|d| d.metadata = Some(deep(32))),
-        with(|d| d.metadata = Some(keys(10_000))),
+        with(|d| d.metadata = Some(deep(32).into())),
+        with(|d| d.metadata = Some(keys(10_000).into())),
         with(|d| d.input_data = numbers(two_53 - 1.0)),
         with(|d| d.input_data = Some(object(&[("k", &x((1 << 20) - 8))]))),
         with(|d| d.reason = x(65_536)),
@@ -246,7 +246,7 @@ async fn a_nul_byte_is_refused_wherever_text_stands() {
         with(|d| d.evidence = vec![reference(pb::ResourceKind::Decision, &n(), 0)]),
         with(|d| d.input_data = Some(object(&[("k", "\0")]))),
         with(|d| d.input_data = Some(object(&[("\0", "v")]))),
-        with(|d| d.metadata = Some(holding("k", nested.clone()))),
+        with(|d| d.metadata = Some(holding("k", nested.clone()).into())),
         with(|d| d.id = n()),
         one(|c| c.id = "A\0B".into()),
         one(|c| c.critic = "A\0B".into()),

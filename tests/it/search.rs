@@ -143,14 +143,14 @@ async fn fields_are_shown_as_asked() {
     };
     let text = |hit: &pb::SearchHit, name: &str| {
         let fields = hit.fields.as_ref().unwrap();
-        match fields.fields.get(name).and_then(|value| value.kind.clone()) {
+        match fields.fields().get(name).and_then(|value| value.kind.clone()) {
             Some(prost_types::value::Kind::StringValue(text)) => text,
             other => format!("{other:?}"),
         }
     };
     let all = hits(&who, show(&["content", "status"], &[])).await;
     for hit in &all {
-        let names: Vec<_> = hit.fields.as_ref().unwrap().fields.keys().cloned().collect();
+        let names: Vec<_> = hit.fields.as_ref().unwrap().fields().keys().cloned().collect();
         let expected: &[&str] = match hit.r#ref.as_ref().unwrap().kind() {
             ResourceKind::Claim => &["content"],
             ResourceKind::Precedent | ResourceKind::Document => &["status"],

@@ -149,7 +149,7 @@ async fn odd_rows_of_one_tenant_fail_nobody_else() {
     let mut plain = decision("ALLOW", 0.5);
     let number = prost_types::value::Kind::NumberValue(7.0);
     let fields = [("k".to_owned(), prost_types::Value { kind: Some(number) })];
-    plain.metadata = Some(prost_types::Struct { fields: fields.into() });
+    plain.metadata = Some(prost_types::Struct { fields: fields.into() }.into());
     beta.decisions().create_decision(create("plain", plain)).await.unwrap();
     for expression in ["metadata.k > 5", "metadata.k = 7", "NOT metadata.k < 5", "metadata.k:*"] {
         let selector = pb::Selector { expression: expression.into(), ..Default::default() };

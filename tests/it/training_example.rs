@@ -294,8 +294,8 @@ async fn a_batch_of_large_examples_is_answered_in_parts() {
     let metadata = prost_types::Struct { fields: [("a".to_owned(), list(1_040_000))].into() };
     let given = pb::TrainingExample {
         claim_text: "x".repeat(1 << 20),
-        evidence: Some(evidence),
-        metadata: Some(metadata),
+        evidence: Some(evidence.into()),
+        metadata: Some(metadata.into()),
         ..full()
     };
     ok!(client.create_training_example(create("e5", given)));

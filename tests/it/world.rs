@@ -3,6 +3,7 @@
 use casebook::config::Config;
 use casebook::embedded::{Embedded, Options};
 use casebook::pb;
+use casebook::rpc::object::Object;
 use casebook::server::{Database, Server};
 use casebook::store::migrate::Migrator;
 use std::path::PathBuf;
@@ -462,7 +463,12 @@ pub fn request(id: &str) -> pb::WriteOptions {
 }
 
 /// A flat object of texts.
-pub fn object(members: &[(&str, &str)]) -> prost_types::Struct {
+pub fn object(members: &[(&str, &str)]) -> Object {
+    tree(members).into()
+}
+
+/// The same to go on with.
+pub fn tree(members: &[(&str, &str)]) -> prost_types::Struct {
     let value = |text: &str| prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
     };

@@ -270,7 +270,7 @@ impl History {
             subject_id: if self.dice.chance(30) { String::new() } else { self.dice.text() },
             retention_class: self.dice.word(&["", "a", "é", "short", "short_", "x%y"]).to_owned(),
             decide_time: self.time(),
-            metadata: if self.dice.chance(85) { Some(self.object(1)) } else { None },
+            metadata: if self.dice.chance(85) { Some(self.object(1).into()) } else { None },
             labels,
             ..Default::default()
         }

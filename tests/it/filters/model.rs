@@ -2,6 +2,7 @@
 //! nothing is used here: the resources are those its answers gave, and the meaning is that of common.proto.
 
 use casebook::pb;
+use casebook::rpc::object::Object;
 use pb::field_condition::Op;
 use pb::value::Kind;
 use std::cmp::Ordering;
@@ -278,7 +279,7 @@ impl From<pb::Decision> for Row {
             time(meta.create_time.as_ref()),
             time(meta.update_time.as_ref()),
             Datum::Object(labels.collect()),
-            object(d.metadata.as_ref()),
+            object(d.metadata.as_ref().map(Object::to_struct).as_ref()),
         ];
         let hidden = meta.delete_time.is_some();
         Self {

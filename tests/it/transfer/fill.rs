@@ -15,13 +15,16 @@ pub async fn fill(who: &As) {
             made.labels = labels(&[("part", "a"), ("é", "ü")]);
             made.verdict_scores =
                 [("ALLOW".to_owned(), 0.1), ("DENY".to_owned(), 1.0 / 3.0)].into();
-            made.metadata = Some(prost_types::Struct {
-                fields: [(
-                    "none".to_owned(),
-                    prost_types::Value { kind: Some(prost_types::value::Kind::NullValue(0)) },
-                )]
+            made.metadata = Some(
+                prost_types::Struct {
+                    fields: [(
+                        "none".to_owned(),
+                        prost_types::Value { kind: Some(prost_types::value::Kind::NullValue(0)) },
+                    )]
+                    .into(),
+                }
                 .into(),
-            });
+            );
             made.decide_time = Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 1000 });
             made.processing_time = Some(prost_types::Duration { seconds: 0, nanos: 1_000 });
             create(&format!("d-{}", part * 400 + n), made)

@@ -9,7 +9,7 @@ use futures_util::{SinkExt as _, TryStreamExt as _};
 use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -113,6 +113,7 @@ pub struct Copy {
 /// One connection that copies again and again, each time in a transaction of its own.
 pub async fn copy_until_over(
     copy: Copy,
+    session: usize,
     mut random: Random,
     phase: Arc<AtomicU8>,
 ) -> Result<Vec<u32>> {
@@ -122,7 +123,9 @@ pub async fn copy_until_over(
     let given = templates(&client, &copy).await?;
     let into = format!("COPY {} FROM STDIN (FORMAT binary)", copy.into);
     let mut took = Vec::with_capacity(1 << 14);
-    let mut next_index = (random.below(1000) * 1_000_000) as i32;
+    // A place of its own for each session of each run, by the time: no run writes 200,000 rows a second.
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let mut next_index = ((seconds % 10_000) * 200_000 + session as u64 * 100_000) as i32;
     loop {
         let mut rows = BytesMut::new();
         rows.put_slice(b"PGCOPY\n\xff\r\n\0");
@@ -154,7 +157,10 @@ pub async fn copy_until_over(
         while !rows.is_empty() {
             sink.feed(rows.split_to(rows.len().min(64 << 10))).await?;
         }
-        let copied = sink.as_mut().finish().await?;
+        let copied = sink.as_mut().finish().await.map_err(|error| match error.as_db_error() {
+            Some(refused) => format!("COPY was refused: {refused}"),
+            None => error.to_string(),
+        })?;
         if copied != copy.rows {
             return Err(format!("{copied} rows were copied, not {}", copy.rows).into());
         }

@@ -273,7 +273,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
         Call::Copy(copy) => {
             for n in 0..plan.in_flight {
                 let phase = Arc::clone(&phase);
-                callers.spawn(bulk::copy_until_over(copy.clone(), random(n)?, phase));
+                callers.spawn(bulk::copy_until_over(copy.clone(), n, random(n)?, phase));
             }
         }
     }

@@ -94,11 +94,37 @@ impl Snapshot {
         Ok(self.conn.client().query_typed(sql, &params.typed()).await?)
     }
 
+    /// Runs a statement and ends the transaction with it, in one round trip. For `common` see [`Store::glance`].
+    async fn last(self, (sql, params): (String, filter::Params), common: bool) -> Result<Vec<Row>> {
+        let prepared = if common { Some(self.conn.prepare(&sql).await?) } else { None };
+        let (rows, ended) = futures_util::join!(
+            found(&self.conn, prepared.as_ref(), &sql, &params),
+            self.conn.client().batch_execute("COMMIT"),
+        );
+        let rows = rows?;
+        ended?;
+        self.conn.done();
+        Ok(rows)
+    }
+
     /// Ends the transaction and gives the connection back.
     pub async fn end<T>(self, value: T) -> Result<T> {
         self.conn.client().batch_execute("COMMIT").await?;
         self.conn.done();
         Ok(value)
+    }
+}
+
+/// Sends a statement built for a call on the first poll.
+async fn found(
+    conn: &Conn,
+    prepared: Option<&Statement>,
+    sql: &str,
+    params: &filter::Params,
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    match prepared {
+        Some(prepared) => conn.client().query(prepared, &params.as_sql()).await,
+        None => conn.client().query_typed(sql, &params.typed()).await,
     }
 }
 
@@ -158,15 +184,9 @@ impl Store {
                 let (sql, params) = &*asked;
                 let begin = begin(&conn).await?;
                 let prepared = if common { Some(conn.prepare(sql).await?) } else { None };
-                let rows = async {
-                    match &prepared {
-                        Some(prepared) => conn.client().query(prepared, &params.as_sql()).await,
-                        None => conn.client().query_typed(sql, &params.typed()).await,
-                    }
-                };
                 let (begun, rows, ended) = futures_util::join!(
                     begin.send(&conn),
-                    rows,
+                    found(&conn, prepared.as_ref(), sql, params),
                     conn.client().batch_execute("COMMIT"),
                 );
                 // The first failure is the cause; what follows it only reports an aborted transaction.
@@ -225,8 +245,15 @@ impl Store {
         self.snapshot(caller, listing.op, move |snapshot| {
             let query = Arc::clone(&query);
             Box::pin(async move {
-                let page = read_listing(&snapshot, listing, &query, wants_total).await?;
-                snapshot.end(page).await
+                if wants_total {
+                    let page = read_listing(&snapshot, listing, &query, true).await?;
+                    return snapshot.end(page).await;
+                }
+                let (seq, query) = as_it_stood(&snapshot, listing, &query).await?;
+                let now = snapshot.now;
+                let rows = snapshot.last(page_of::<R>(listing, &query), query.is_common()).await?;
+                let (rows, next) = read_page(rows, &query)?;
+                Ok(Page { rows, next, seq, total: None, now })
             })
         })
         .await
@@ -240,30 +267,36 @@ pub(super) async fn read_listing<R: FromRow>(
     query: &ListQuery,
     wants_total: bool,
 ) -> Result<Page<R>> {
+    let (seq, query) = as_it_stood(snapshot, listing, query).await?;
+    let (sql, params) = page_of::<R>(listing, &query);
+    let (rows, next) = read_page(snapshot.dynamic(&sql, &params).await?, &query)?;
+    let total = if wants_total { Some(total(snapshot, listing, &query).await?) } else { None };
+    Ok(Page { rows, next, seq, total, now: snapshot.now })
+}
+
+/// The log number that a listing is read at, and the query to ask here.
+async fn as_it_stood(
+    snapshot: &Snapshot,
+    listing: &Listing,
+    query: &ListQuery,
+) -> Result<(i64, ListQuery)> {
     let head = snapshot.head;
     let seq = query.snapshot.unwrap_or(head);
     if seq > head {
         return Err(in_the_future());
     }
     // The log only grows, so a part of it is all there is to its past.
-    let of_log = log::up_to(listing, query)?;
-    if of_log.is_none() && query.snapshot.is_some_and(|seq| seq < head) {
+    if let Some(of_log) = log::up_to(listing, query)? {
+        return Ok((seq, of_log));
+    }
+    if query.snapshot == Some(head) {
+        // Nothing has been written since the first page, so the table is as it was.
+        return Ok((seq, ListQuery { snapshot: None, ..query.clone() }));
+    }
+    if query.snapshot.is_some() {
         snapshot.reaches_back(seq).await?;
     }
-    let of_now;
-    let query = match of_log.as_ref() {
-        Some(of_log) => of_log,
-        // Nothing has been written since the first page, so the table is as it was.
-        None if query.snapshot == Some(head) => {
-            of_now = ListQuery { snapshot: None, ..query.clone() };
-            &of_now
-        }
-        None => query,
-    };
-    let (sql, params) = page_of::<R>(listing, query);
-    let (rows, next) = read_page(snapshot.dynamic(&sql, &params).await?, query)?;
-    let total = if wants_total { Some(total(snapshot, listing, query).await?) } else { None };
-    Ok(Page { rows, next, seq, total, now: snapshot.now })
+    Ok((seq, query.clone()))
 }
 
 /// The statement of a page. It asks for one row more, which tells whether there is another page.

@@ -85,7 +85,8 @@ pub async fn run(options: Options) -> Result<Summary, DemoError> {
     Ok(summary)
 }
 
-async fn record(options: &Options, now: OffsetDateTime) -> Result<Summary, DemoError> {
+/// What [`run`] does, as of another moment, and without printing.
+pub async fn record(options: &Options, now: OffsetDateTime) -> Result<Summary, DemoError> {
     if options.count == 0 || options.concurrency == 0 {
         return Err(DemoError::Options("the count and the concurrency must be at least 1"));
     }

@@ -109,7 +109,7 @@ impl Client {
         let call = pb::CreatePolicyRuleRequest {
             policy_rule_id: rule.id.clone(),
             policy_rule: Some(rule),
-            options: Some(self.write_options(format!("r{index}"))),
+            options: Some(self.once_or_equal(format!("r{index}"))),
         };
         let answer = patiently(|| {
             let (mut service, call) = (self.policies.clone(), call.clone());
@@ -123,7 +123,7 @@ impl Client {
     }
 
     pub async fn create_decision(&self, index: usize, case: &Case) -> Result<Recorded, DemoError> {
-        let call = request(case, Some(self.write_options(format!("d{index}"))));
+        let call = request(case, Some(self.once_or_equal(format!("d{index}"))));
         let answer = patiently(|| {
             let (mut service, call) = (self.decisions.clone(), call.clone());
             async move { service.create_decision(call).await }
@@ -142,7 +142,7 @@ impl Client {
         let first = batch.first().map_or(0, |(index, _)| *index);
         let call = pb::BatchCreateDecisionsRequest {
             requests: batch.iter().map(|(_, case)| request(case, None)).collect(),
-            options: Some(self.write_options(format!("b{first}-{}", batch.len()))),
+            options: Some(self.once_or_equal(format!("b{first}-{}", batch.len()))),
         };
         let answer = patiently(|| {
             let (mut service, call) = (self.decisions.clone(), call.clone());
@@ -169,7 +169,7 @@ impl Client {
             decision_id: decision_id.into(),
             r#override: Some(overruling),
             decision_etag: String::new(),
-            options: Some(self.write_options(format!("o{index}"))),
+            options: Some(self.once(format!("o{index}"))),
         };
         let answer = patiently(|| {
             let (mut service, call) = (self.decisions.clone(), call.clone());
@@ -183,12 +183,13 @@ impl Client {
     }
 
     /// A repeated run within the hour sends the same keys with the same content, and the server replays its answers.
-    fn write_options(&self, of: String) -> pb::WriteOptions {
-        pb::WriteOptions {
-            request_id: format!("{}-{of}", self.key),
-            on_conflict: pb::OnConflict::ReturnIfEqual.into(),
-            ..Default::default()
-        }
+    fn once(&self, of: String) -> pb::WriteOptions {
+        pb::WriteOptions { request_id: format!("{}-{of}", self.key), ..Default::default() }
+    }
+
+    /// The same for what may be there from longer ago.
+    fn once_or_equal(&self, of: String) -> pb::WriteOptions {
+        pb::WriteOptions { on_conflict: pb::OnConflict::ReturnIfEqual.into(), ..self.once(of) }
     }
 
     /// None where the id is taken by other content: a later hour's run has other times, and the first one stands.

@@ -1,11 +1,8 @@
-//! Holds every expanded case against the limits of the protocol, and runs against a server that remembers.
-
-mod server;
+//! Holds every expanded case against the limits of the protocol.
 
 use super::*;
 use crate::rpc::object::{Object, to_json};
 use prost_types::value::Kind;
-use server::serve;
 use std::collections::{BTreeMap, BTreeSet};
 use time::Duration;
 
@@ -255,34 +252,6 @@ fn options(address: &str, count: usize) -> Options {
 }
 
 #[tokio::test]
-async fn a_second_run_finds_everything_there() {
-    let (server, address) = serve().await;
-    let first = record(&options(&address, 230), now()).await.unwrap();
-    let overrides = expand(230).iter().filter(|case| case.overruled.is_some()).count();
-    assert!(overrides > 0);
-    assert_eq!((first.decisions_created, first.decisions_present), (230, 0));
-    assert_eq!((first.overrides_created, first.overrides_present), (overrides, 0));
-    assert_eq!((first.rules_created, first.rules_present), (52, 0));
-    assert_eq!(server.0.lock().unwrap().decisions.len(), 230);
-    assert!(server.0.lock().unwrap().headers.contains("Bearer cbk_secret"));
-    assert_eq!(first.verdicts.values().sum::<usize>(), 230);
-
-    // In the same hour the content is equal; in the next one its times differ and the first run stands.
-    for later in [Duration::ZERO, Duration::hours(1)] {
-        let again = record(&options(&address, 230), now() + later).await.unwrap();
-        assert_eq!((again.decisions_created, again.decisions_present), (0, 230));
-        assert_eq!((again.overrides_created, again.overrides_present), (0, overrides));
-        assert_eq!((again.rules_created, again.rules_present), (0, 52));
-    }
-    // A longer run goes on where the shorter one ended, within a batch as well.
-    for (count, later) in [(300, Duration::ZERO), (420, Duration::hours(2))] {
-        let before = server.0.lock().unwrap().decisions.len();
-        let more = record(&options(&address, count), now() + later).await.unwrap();
-        assert_eq!((more.decisions_created, more.decisions_present), (count - before, before));
-    }
-}
-
-#[tokio::test]
 async fn an_address_without_a_server_is_one_clear_sentence() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -298,19 +267,4 @@ async fn an_address_without_a_server_is_one_clear_sentence() {
     }
     let error = record(&options(&address, 0), now()).await.unwrap_err();
     assert!(matches!(error, DemoError::Options(_)));
-}
-
-#[tokio::test]
-async fn the_summary_can_be_copied_and_keeps_the_secret() {
-    let (_, address) = serve().await;
-    let summary = record(&options(&format!("http://{address}"), 60), now()).await.unwrap();
-    let text = summary.to_string();
-    assert_eq!(text.matches("grpcurl -plaintext").count(), 3, "{text}");
-    assert!(text.contains(&format!("' {address} casebook.v1.DecisionService/ListDecisions")));
-    assert!(!text.contains("cbk_secret"), "{text}");
-    assert!(text.contains("decisions") && text.contains('#'));
-    for command in summary.commands() {
-        let data = command.split('\'').nth(1).unwrap();
-        serde_json::from_str::<serde_json::Value>(data).unwrap();
-    }
 }

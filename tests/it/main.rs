@@ -19,6 +19,7 @@ mod chunk;
 mod claim;
 mod critic_output;
 mod decision;
+mod demo;
 mod document;
 mod embedded;
 mod errors;

@@ -313,7 +313,7 @@ impl Parts {
     ) -> Result<(Vec<R>, Option<pb::PageInfo>)> {
         let Lister { pager, page, .. } = lister;
         let next_page_token = match found.next {
-            Some(cursor_key) => pager.next(page, cursor_key, found.seq)?,
+            Some(cursor_key) => pager.next(page, cursor_key, (found.seq, found.outgrown))?,
             None => String::new(),
         };
         let info = pb::PageInfo {
@@ -394,6 +394,7 @@ impl Lister<'_> {
             parent,
             window,
             snapshot: page.snapshot.or(snapshot),
+            outgrown: page.outgrown,
             ..ListQuery::default()
         }
     }

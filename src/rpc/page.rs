@@ -63,6 +63,8 @@ pub struct Page {
     pub after: Option<Cursor>,
     /// The `seq` that all pages after the first are read at.
     pub snapshot: Option<i64>,
+    /// Whether more was logged since, as far as the page before knew.
+    pub outgrown: bool,
     /// When the first page was asked for, in microseconds: a window counts back from here on every page.
     pub as_of: SystemTime,
 }
@@ -84,6 +86,7 @@ struct Token {
     /// Seconds of the Unix epoch.
     expire: u64,
     snapshot: i64,
+    outgrown: bool,
     /// Microseconds of the Unix epoch.
     as_of: u64,
     binding: [u8; 16],
@@ -129,6 +132,7 @@ impl Pager<'_> {
             include_total_size: request.include_total_size,
             after: None,
             snapshot: None,
+            outgrown: false,
             as_of: self.now,
         };
         if !request.page_token.is_empty() {
@@ -139,6 +143,7 @@ impl Pager<'_> {
                     .ok_or_else(|| mismatch("is of another version of this server"))?,
             );
             page.snapshot = Some(token.snapshot);
+            page.outgrown = token.outgrown;
             page.as_of = UNIX_EPOCH + Duration::from_micros(token.as_of);
         }
         page.as_of = UNIX_EPOCH + Duration::from_micros(micros(page.as_of));
@@ -181,15 +186,16 @@ impl Pager<'_> {
         let Place { score, uid } = place;
         // By its bits, so that it is the same number again.
         let cursor = [passed.to_string(), score.to_bits().to_string(), uid.to_string()];
-        self.seal(cursor.map(Some).into(), snapshot, self.now)
+        self.seal(cursor.map(Some).into(), (snapshot, false), self.now)
     }
 
-    /// The token of the page after the row with this `cursor_key`, of a listing read at `snapshot`.
+    /// The token of the page after the row with this `cursor_key`, of a listing read at a `seq` that the log has outgrown
+    /// or not.
     pub fn next(
         &self,
         page: &Page,
         cursor_key: Vec<Option<String>>,
-        snapshot: i64,
+        snapshot: (i64, bool),
     ) -> Result<String> {
         self.seal(cursor_key, snapshot, page.as_of)
     }
@@ -197,12 +203,13 @@ impl Pager<'_> {
     fn seal(
         &self,
         cursor: Vec<Option<String>>,
-        snapshot: i64,
+        (snapshot, outgrown): (i64, bool),
         as_of: SystemTime,
     ) -> Result<String> {
         let token = Token {
             expire: seconds(self.now) + self.sizes.token_life.as_secs(),
             snapshot,
+            outgrown,
             as_of: micros(as_of),
             binding: self.binding.0,
             cursor,

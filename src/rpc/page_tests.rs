@@ -57,7 +57,7 @@ fn a_token_carries_the_listing_on() {
         Pager { key: &key, binding: Binding::new("t", "m", b"x"), now: now(), sizes: SIZES };
     let first = pager.page(None, FIELDS, NEWEST).unwrap();
     assert_eq!((first.snapshot, &first.after), (None, &None));
-    let token = pager.next(&first, cursor_key(), 41).unwrap();
+    let token = pager.next(&first, cursor_key(), (41, false)).unwrap();
     let later = Pager { now: now() + Duration::from_secs(100), ..pager.clone() };
     let second = read(&later, with_token(&token)).unwrap();
     assert_eq!(second.snapshot, Some(41));
@@ -71,7 +71,7 @@ fn another_listing_or_day_is_refused() {
     let binding = Binding::new("t", "m", b"x");
     let pager = Pager { key: &key, binding, now: now(), sizes: SIZES };
     let first = pager.page(None, FIELDS, NEWEST).unwrap();
-    let token = pager.next(&first, cursor_key(), 41).unwrap();
+    let token = pager.next(&first, cursor_key(), (41, false)).unwrap();
     let refused = |pager: &Pager, request| {
         let error = read(pager, request).unwrap_err();
         assert_eq!(error.reason(), Reason::PageTokenMismatch);
@@ -101,7 +101,7 @@ fn no_changed_token_is_taken() {
     let pager =
         Pager { key: &key, binding: Binding::new("t", "m", b"x"), now: now(), sizes: SIZES };
     let first = pager.page(None, FIELDS, NEWEST).unwrap();
-    let token = pager.next(&first, cursor_key(), 41).unwrap();
+    let token = pager.next(&first, cursor_key(), (41, false)).unwrap();
     let bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
     for place in 0..bytes.len() {
         for bit in 0..8 {

@@ -147,12 +147,17 @@ impl Archive {
 impl Snapshot {
     /// Fails where what stood at a number of the log can no longer be known: a later entry is archived.
     pub(super) async fn reaches_back(&self, seq: i64) -> Result<()> {
-        match self.all(&NEWEST, &()).await?.first() {
-            Some(newest) if seq < newest.seq => {
-                Err(Error::Expired("entries after this revision are archived".into()))
-            }
-            _ => Ok(()),
+        known_since(&self.all(&NEWEST, &()).await?, seq)
+    }
+}
+
+/// Whether what stood at a number of the log can be known, with what was archived last.
+pub(super) fn known_since(newest: &[Seq], seq: i64) -> Result<()> {
+    match newest.first() {
+        Some(newest) if seq < newest.seq => {
+            Err(Error::Expired("entries after this revision are archived".into()))
         }
+        _ => Ok(()),
     }
 }
 

@@ -68,6 +68,8 @@ pub struct ListQuery {
     pub window: Option<Window>,
     /// The rows as they stood after this `seq` of the log; none means now.
     pub snapshot: Option<i64>,
+    /// Whether the log is known to have grown since. No more than a hint: what is read is the same.
+    pub outgrown: bool,
 }
 
 impl Cursor {

@@ -1,6 +1,7 @@
 //! Reading several things at one moment: a read-only transaction in the caller's tenant, and the pages of a listing.
 
 use super::Store;
+use super::archive;
 use super::backend::Op;
 use super::caller::Caller;
 use super::filter;
@@ -34,6 +35,17 @@ pub struct Snapshot {
     pub now: SystemTime,
     /// The tenant's newest log number; 0 before its first write.
     pub head: i64,
+}
+
+/// One statement to run at a moment of its own.
+pub(super) struct Look {
+    pub sql: String,
+    pub params: filter::Params,
+    /// Whether it stays prepared, which spares PostgreSQL reading and planning it. Its text must be one of few, or
+    /// sessions would grow without end.
+    pub common: bool,
+    /// The number of the log whose past it asks for: fails if that can no longer be known.
+    pub since: Option<i64>,
 }
 
 /// What one statement found at one moment.
@@ -94,37 +106,11 @@ impl Snapshot {
         Ok(self.conn.client().query_typed(sql, &params.typed()).await?)
     }
 
-    /// Runs a statement and ends the transaction with it, in one round trip. For `common` see [`Store::glance`].
-    async fn last(self, (sql, params): (String, filter::Params), common: bool) -> Result<Vec<Row>> {
-        let prepared = if common { Some(self.conn.prepare(&sql).await?) } else { None };
-        let (rows, ended) = futures_util::join!(
-            found(&self.conn, prepared.as_ref(), &sql, &params),
-            self.conn.client().batch_execute("COMMIT"),
-        );
-        let rows = rows?;
-        ended?;
-        self.conn.done();
-        Ok(rows)
-    }
-
     /// Ends the transaction and gives the connection back.
     pub async fn end<T>(self, value: T) -> Result<T> {
         self.conn.client().batch_execute("COMMIT").await?;
         self.conn.done();
         Ok(value)
-    }
-}
-
-/// Sends a statement built for a call on the first poll.
-async fn found(
-    conn: &Conn,
-    prepared: Option<&Statement>,
-    sql: &str,
-    params: &filter::Params,
-) -> Result<Vec<Row>, tokio_postgres::Error> {
-    match prepared {
-        Some(prepared) => conn.client().query(prepared, &params.as_sql()).await,
-        None => conn.client().query_typed(sql, &params.typed()).await,
     }
 }
 
@@ -135,6 +121,8 @@ pub struct Page<R> {
     pub next: Option<Vec<Option<String>>>,
     /// The log number that every page of the listing is read at.
     pub seq: i64,
+    /// Whether more was logged since.
+    pub outgrown: bool,
     pub total: Option<Total>,
     /// When it was read.
     pub now: SystemTime,
@@ -167,32 +155,49 @@ impl Store {
         self.backend.call(op).await
     }
 
-    /// Runs one statement at a snapshot of its own, from BEGIN to COMMIT in one round trip. One that is `common` stays
-    /// prepared, which spares PostgreSQL reading it; its text must be one of few, or sessions would grow without end.
+    /// Runs one statement at a snapshot of its own, from BEGIN to COMMIT in one round trip.
     pub(super) async fn glance(
         &self,
         caller: &Caller,
         name: &'static str,
-        (sql, params): (String, filter::Params),
-        common: bool,
+        look: Look,
     ) -> Result<Glance> {
         let begin = self.beginning(caller);
-        let asked = Arc::new((sql, params));
+        let look = Arc::new(look);
         let op = Op::new(name, Lane::Work, caller.deadline, move |conn| {
-            let (begin, asked) = (begin.clone(), Arc::clone(&asked));
+            let (begin, look) = (begin.clone(), Arc::clone(&look));
             Box::pin(async move {
-                let (sql, params) = &*asked;
+                let Look { sql, params, common, since } = &*look;
                 let begin = begin(&conn).await?;
-                let prepared = if common { Some(conn.prepare(sql).await?) } else { None };
-                let (begun, rows, ended) = futures_util::join!(
+                let prepared = if *common { Some(conn.prepare(sql).await?) } else { None };
+                let archived = match since {
+                    Some(_) => Some(conn.prepare(archive::NEWEST.sql()).await?),
+                    None => None,
+                };
+                // Each is sent on its first poll, so in this order.
+                let (begun, archived, rows, ended) = futures_util::join!(
                     begin.send(&conn),
-                    found(&conn, prepared.as_ref(), sql, params),
+                    async {
+                        match &archived {
+                            Some(archived) => conn.client().query(archived, &[]).await,
+                            None => Ok(Vec::new()),
+                        }
+                    },
+                    async {
+                        match &prepared {
+                            Some(prepared) => conn.client().query(prepared, &params.as_sql()).await,
+                            None => conn.client().query_typed(sql, &params.typed()).await,
+                        }
+                    },
                     conn.client().batch_execute("COMMIT"),
                 );
                 // The first failure is the cause; what follows it only reports an aborted transaction.
-                let ((now, head), rows) = (begun?, rows?);
+                let ((now, head), archived, rows) = (begun?, archived?, rows?);
                 ended?;
                 conn.done();
+                if let Some(seq) = *since {
+                    archive::known_since(&read_rows(&archived)?, seq)?;
+                }
                 Ok(Glance { rows, now, head })
             })
         });
@@ -234,29 +239,51 @@ impl Store {
         query: ListQuery,
         wants_total: bool,
     ) -> Result<Page<R>> {
-        if query.snapshot.is_none() && !wants_total {
-            let query = log::up_to(listing, &query)?.unwrap_or(query);
-            let (page, common) = (page_of::<R>(listing, &query), query.is_common());
-            let Glance { rows, now, head } = self.glance(caller, listing.op, page, common).await?;
-            let (rows, next) = read_page(rows, &query)?;
-            return Ok(Page { rows, next, seq: head, total: None, now });
+        if wants_total {
+            let query = Arc::new(query);
+            return self
+                .snapshot(caller, listing.op, move |snapshot| {
+                    let query = Arc::clone(&query);
+                    Box::pin(async move {
+                        let page = read_listing(&snapshot, listing, &query, true).await?;
+                        snapshot.end(page).await
+                    })
+                })
+                .await;
         }
-        let query = Arc::new(query);
-        self.snapshot(caller, listing.op, move |snapshot| {
-            let query = Arc::clone(&query);
-            Box::pin(async move {
-                if wants_total {
-                    let page = read_listing(&snapshot, listing, &query, true).await?;
-                    return snapshot.end(page).await;
-                }
-                let (seq, query) = as_it_stood(&snapshot, listing, &query).await?;
-                let now = snapshot.now;
-                let rows = snapshot.last(page_of::<R>(listing, &query), query.is_common()).await?;
-                let (rows, next) = read_page(rows, &query)?;
-                Ok(Page { rows, next, seq, total: None, now })
-            })
-        })
-        .await
+        self.list_at_a_glance(caller, listing, query).await
+    }
+
+    /// One page in one round trip, or in two when this page is the first to find that more was logged since the first.
+    async fn list_at_a_glance<R: FromRow>(
+        &self,
+        caller: &Caller,
+        listing: &'static Listing,
+        mut query: ListQuery,
+    ) -> Result<Page<R>> {
+        loop {
+            let (asked, since) = match (log::up_to(listing, &query)?, query.snapshot) {
+                // The log only grows, so a part of it is all there is to its past.
+                (Some(of_log), _) => (of_log, None),
+                (None, Some(seq)) if query.outgrown => (query.clone(), Some(seq)),
+                // Unless more was logged since, the table alone has what stood, and is asked with less.
+                (None, _) => (ListQuery { snapshot: None, ..query.clone() }, None),
+            };
+            let (sql, params) = page_of::<R>(listing, &asked);
+            let look = Look { sql, params, common: asked.is_common(), since };
+            let Glance { rows, now, head } = self.glance(caller, listing.op, look).await?;
+            let seq = query.snapshot.unwrap_or(head);
+            if seq > head {
+                return Err(in_the_future());
+            }
+            let outgrown = seq < head;
+            if outgrown && since.is_none() && listing.kind != log::LISTING.kind {
+                query.outgrown = true;
+                continue;
+            }
+            let (rows, next) = read_page(rows, &query)?;
+            return Ok(Page { rows, next, seq, outgrown, total: None, now });
+        }
     }
 }
 
@@ -271,7 +298,8 @@ pub(super) async fn read_listing<R: FromRow>(
     let (sql, params) = page_of::<R>(listing, &query);
     let (rows, next) = read_page(snapshot.dynamic(&sql, &params).await?, &query)?;
     let total = if wants_total { Some(total(snapshot, listing, &query).await?) } else { None };
-    Ok(Page { rows, next, seq, total, now: snapshot.now })
+    let outgrown = seq < snapshot.head;
+    Ok(Page { rows, next, seq, outgrown, total, now: snapshot.now })
 }
 
 /// The log number that a listing is read at, and the query to ask here.

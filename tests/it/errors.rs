@@ -408,7 +408,7 @@ async fn page_tokens_are_held_to_tenant_request_time_and_key() {
         let fields = casebook::store::decision::LISTING.fields;
         let page = pager.page(None, fields, &[("decide_time", true)]).unwrap();
         let uid = uuid::Uuid::now_v7().to_string();
-        pager.next(&page, vec![Some("1700000000000001".into()), Some(uid)], 1).unwrap()
+        pager.next(&page, vec![Some("1700000000000001".into()), Some(uid)], (1, false)).unwrap()
     };
     let day = Duration::from_secs(24 * 60 * 60);
     let old = SystemTime::now() - day - Duration::from_secs(1);

@@ -12,7 +12,7 @@ use crate::store::caller::Caller;
 use crate::store::canonical::Json;
 use crate::store::filter::{Field, FieldKind, Filter, Params};
 use crate::store::list::{ListQuery, Source};
-use crate::store::snapshot::{Glance, Snapshot, in_the_future};
+use crate::store::snapshot::{Glance, Look, Snapshot, in_the_future};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -220,8 +220,9 @@ impl Store {
     /// One page of a ranking.
     pub async fn search(&self, caller: &Caller, search: Search) -> Result<Hits> {
         if search.snapshot.is_none() && !search.highlight && search.shown.is_none() {
-            let (ranking, common) = (search.ranking(&caller.tenant), search.is_common());
-            let Glance { rows, head, .. } = self.glance(caller, OP, ranking, common).await?;
+            let (sql, params) = search.ranking(&caller.tenant);
+            let look = Look { sql, params, common: search.is_common(), since: None };
+            let Glance { rows, head, .. } = self.glance(caller, OP, look).await?;
             let mut found = read_found(&rows)?;
             let more = found.len() as i64 > search.limit;
             found.truncate(search.limit as usize);

@@ -21,6 +21,11 @@ pub const NAMES: [&str; 18] = [
     "get-walled",
     "echo",
     "python-get",
+    "create",
+    "create-tenants",
+    "create-lone",
+    "python-create",
+    "memory",
     "list-deep",
     "get-grown",
     "search-text",
@@ -30,11 +35,6 @@ pub const NAMES: [&str; 18] = [
     "chunk-ingest-busy",
     "chunk-python",
     "chunk-rate",
-    "create",
-    "create-tenants",
-    "create-lone",
-    "python-create",
-    "memory",
 ];
 
 const IN_FLIGHT: usize = 64;
@@ -91,18 +91,18 @@ async fn measure(
     bench.progress.set_length(bench.samples() * paired);
 
     let case = Case { folder, database, server: &server, tenants };
-    let has = |names: &[&str]| names.iter().any(|name| chosen.contains(name));
-    let grown = match has(&["list-deep", "get-grown"]) {
-        true => Some(Grown::start(folder, database, &bench).await?),
-        false => None,
-    };
-    if has(&["search-text", "chunk-ingest", "chunk-ingest-busy", "chunk-python", "chunk-rate"]) {
-        case.fill_documents(&bench).await?;
-    }
+    let (mut grown, mut has_documents) = (None, false);
     let mut outcomes = Vec::new();
     for name in chosen {
+        if !has_documents && (name == "search-text" || name.starts_with("chunk-")) {
+            case.fill_documents(&bench).await?;
+            has_documents = true;
+        }
         let outcome = match name {
             "list-deep" | "get-grown" => {
+                if grown.is_none() {
+                    grown = Some(Grown::start(folder, database, &bench).await?);
+                }
                 let grown = grown.as_ref().with(|| "no grown database")?;
                 match name {
                     "list-deep" => grown.list(&bench).await?,

@@ -1,5 +1,6 @@
 //! Brings a tenant's records into a file and back, as a client of a running server.
 
+pub mod encoded;
 mod export;
 mod file;
 mod import;

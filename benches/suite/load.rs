@@ -3,8 +3,9 @@
 use crate::process::{Watched, machine_cpu_us};
 use crate::stats::{Random, quantile};
 use crate::{Context, Result, bulk, search};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use casebook::pb;
+use casebook::transfer::encoded::Encoded;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,12 +14,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type};
+use tonic::Request;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
 
 /// Ids are drawn from here on, all of one length, so that a request's bytes can be prepared around them.
 pub const FIRST_NEW_ID: u64 = 1_000_000_000_000_000;
@@ -346,7 +346,7 @@ impl<F: FnMut() -> Bytes + Send + 'static> Caller<F> {
             }
             let began = Instant::now();
             self.grpc.ready().await?;
-            let answer = self.grpc.unary(request, path.clone(), AsIs).await;
+            let answer = self.grpc.unary(request, path.clone(), Encoded).await;
             let answer = answer.map_err(|status| format!("{path}: {status}"))?.into_inner();
             if answer.is_empty() {
                 return Err(format!("{path} gave an empty answer").into());
@@ -404,42 +404,4 @@ impl ToSql for Text {
     }
 
     tokio_postgres::types::to_sql_checked!();
-}
-
-/// Messages as bytes: the client neither builds nor reads them, as pgbench does not look into its rows.
-#[derive(Clone, Copy)]
-struct AsIs;
-
-impl Codec for AsIs {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for AsIs {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for AsIs {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
 }

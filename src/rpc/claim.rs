@@ -1,6 +1,5 @@
 //! ClaimService: claims, what each framework found about them, and what they agreed on.
 
-use super::descriptor::ReadMask;
 use super::resource::{New, Resource, read_new};
 use super::wire::{self, Fields};
 use super::{Answer, Api, json, open, page};
@@ -146,10 +145,8 @@ impl pb::claim_service_server::ClaimService for Api {
         let (caller, request) = open(request)?;
         let pb::GetCurrentConsensusRequest { claim_id, consistency, read_mask } = request;
         let claim_id = wire::id("claim_id", claim_id)?;
-        let mask = ReadMask::new::<pb::Consensus>(read_mask)?;
-        self.now_only(&caller, consistency).await?;
-        let row = self.store.current_consensus(&caller, &claim_id).await?;
-        let consensus = Some(mask.apply(row.into())?);
+        let found = self.store.current_consensus(&caller, &claim_id);
+        let consensus = self.get_now(&caller, consistency, read_mask, found).await?;
         Ok(Response::new(pb::GetCurrentConsensusResponse { consensus }))
     }
 

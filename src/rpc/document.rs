@@ -1,6 +1,5 @@
 //! DocumentService: documents, their analyses and their chunks.
 
-use super::descriptor::ReadMask;
 use super::ingest::Acknowledgements;
 use super::resource::{New, Resource};
 use super::wire::{self, Fields};
@@ -129,10 +128,8 @@ impl pb::document_service_server::DocumentService for Api {
         let (caller, request) = open(request)?;
         let pb::GetLatestAnalysisRequest { document_id, consistency, read_mask } = request;
         let document_id = wire::id("document_id", document_id)?;
-        let mask = ReadMask::new::<pb::Analysis>(read_mask)?;
-        self.now_only(&caller, consistency).await?;
-        let row = self.store.latest_analysis(&caller, &document_id).await?;
-        let analysis = Some(mask.apply(row.into())?);
+        let found = self.store.latest_analysis(&caller, &document_id);
+        let analysis = self.get_now(&caller, consistency, read_mask, found).await?;
         Ok(Response::new(pb::GetLatestAnalysisResponse { analysis }))
     }
 

@@ -375,6 +375,19 @@ impl Parts {
         Ok(Some(mask.apply(row.into())?))
     }
 
+    /// What a read finds that has no past, such as a claim's current consensus.
+    pub(super) async fn get_now<R: Resource>(
+        &self,
+        caller: &Caller,
+        consistency: Option<pb::Consistency>,
+        read_mask: Option<prost_types::FieldMask>,
+        found: impl Future<Output = Result<R::Row>> + Send,
+    ) -> Result<Option<R>> {
+        let mask = ReadMask::new::<R>(read_mask)?;
+        self.now_only(caller, consistency).await?;
+        Ok(Some(mask.apply(found.await?.into())?))
+    }
+
     /// Those that are asked for, in order, and the ids of which there is none.
     pub(super) async fn get_several<G: BatchGetRequest>(
         &self,

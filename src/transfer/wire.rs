@@ -1,14 +1,14 @@
 //! Calls of any method by its descriptor, patient with a busy server and with a broken connection.
 
+use super::encoded::Encoded;
 use super::message::{pool, to_json};
 use super::{Result, TransferError};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use prost::Message;
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 use std::time::{Duration, Instant};
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -249,42 +249,6 @@ fn pause(status: &Status, attempt: u32) -> Option<Duration> {
     };
     let usual = (PAUSE_MIN * 2_u32.pow(attempt.min(10))).min(PAUSE_MAX);
     Some(asked.unwrap_or(usual).max(usual).mul_f64(rand::random_range(1.0..1.3)))
-}
-
-/// Messages that are encoded already.
-struct Encoded;
-
-impl Codec for Encoded {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Encoded {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> std::result::Result<(), Status> {
-        to.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Encoded {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> std::result::Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
 }
 
 /// The token of a message's revision field.

@@ -13,6 +13,7 @@ pub mod critic_output;
 pub mod decision;
 pub mod descriptor;
 pub mod document;
+pub mod embedding;
 pub mod expression;
 pub mod filter;
 pub mod health;
@@ -37,6 +38,7 @@ pub mod tenant;
 pub mod token;
 pub mod training_example;
 pub mod transaction;
+pub mod vector_space;
 pub mod verification;
 pub mod wire;
 
@@ -128,6 +130,8 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::telemetry_service_server::TelemetryServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     use pb::transaction_service_server::TransactionServiceServer;
+    use pb::vector_service_server::VectorServiceServer;
+    use pb::vector_space_service_server::VectorSpaceServiceServer;
     let health = api.health.clone();
     Routes::default()
         .add_service(limited!(DecisionServiceServer::new(api.clone()), large))
@@ -142,6 +146,8 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
         .add_service(limited!(RetentionServiceServer::new(api.clone()), small))
         .add_service(limited!(TransactionServiceServer::new(api.clone()), large))
+        .add_service(limited!(VectorServiceServer::new(api.clone()), large))
+        .add_service(limited!(VectorSpaceServiceServer::new(api.clone()), small))
         .add_service(limited!(AdminServiceServer::new(api), small))
         .add_service(limited!(HealthServer::new(health), small))
 }

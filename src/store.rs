@@ -14,6 +14,7 @@ pub mod consensus;
 pub mod critic_output;
 pub mod decision;
 pub mod document;
+pub mod embedding;
 pub mod event;
 pub mod export;
 pub mod filter;
@@ -43,6 +44,8 @@ pub mod status;
 pub mod tenant;
 pub mod training_example;
 pub mod transaction;
+pub mod vector;
+pub mod vector_space;
 pub mod verification;
 pub mod write;
 
@@ -69,6 +72,7 @@ pub const NOUNS: &[&Facts] = &[
     &critic_output::FACTS,
     &decision::FACTS,
     &document::FACTS,
+    &embedding::FACTS,
     &legal_hold::FACTS,
     &metrics_snapshot::FACTS,
     &model_checkpoint::FACTS,
@@ -80,6 +84,7 @@ pub const NOUNS: &[&Facts] = &[
     &service_health::FACTS,
     &tenant::FACTS,
     &training_example::FACTS,
+    &vector_space::FACTS,
     &verification::FACTS,
 ];
 

@@ -222,6 +222,24 @@ const RULES: &[(&str, Rule)] = &[
 
     ("/casebook.v1.SearchService/Search", READ),
 
+    ("/casebook.v1.VectorSpaceService/CreateVectorSpace", WRITE),
+    ("/casebook.v1.VectorSpaceService/GetVectorSpace", READ),
+    ("/casebook.v1.VectorSpaceService/ListVectorSpaces", READ),
+    ("/casebook.v1.VectorSpaceService/UpdateVectorSpace", WRITE),
+    ("/casebook.v1.VectorSpaceService/DeleteVectorSpace", WRITE),
+    ("/casebook.v1.VectorSpaceService/UndeleteVectorSpace", WRITE),
+    ("/casebook.v1.VectorSpaceService/SetVectorSpaceAlias", WRITE),
+    ("/casebook.v1.VectorSpaceService/DeleteVectorSpaceAlias", WRITE),
+
+    ("/casebook.v1.VectorService/UpsertEmbedding", WRITE),
+    ("/casebook.v1.VectorService/BatchUpsertEmbeddings", WRITE),
+    ("/casebook.v1.VectorService/GetEmbedding", READ),
+    ("/casebook.v1.VectorService/ListEmbeddings", READ),
+    ("/casebook.v1.VectorService/DeleteEmbedding", WRITE),
+    ("/casebook.v1.VectorService/BatchDeleteEmbeddings", WRITE),
+    ("/casebook.v1.VectorService/SearchVectors", READ),
+    ("/casebook.v1.VectorService/BatchSearchVectors", READ),
+
     ("/casebook.v1.TelemetryService/RecordHeartbeat", WRITE),
     ("/casebook.v1.TelemetryService/ListServiceHealth", READ),
     ("/casebook.v1.TelemetryService/RecordMetricsSnapshot", WRITE),

@@ -167,15 +167,6 @@ impl Resource for pb::Precedent {
         } = self;
         let input = f.object("input", input);
         let case_hash = case_hash(&input);
-        let status = match pb::PrecedentStatus::try_from(status) {
-            Ok(pb::PrecedentStatus::Unspecified) => ACTIVE,
-            // The numbers are the protocol's.
-            Ok(status) => status as i16,
-            Err(_) => {
-                f.wrong("status", format!("must be a known value, and is {status}"));
-                ACTIVE
-            }
-        };
         Precedent {
             id,
             meta,
@@ -192,7 +183,7 @@ impl Resource for pb::Precedent {
             metadata: f.object("metadata", metadata),
             labels: f.labels("labels", labels),
             occur_time: f.time("occur_time", occur_time).unwrap_or_else(when_recorded),
-            status,
+            status: f.value::<pb::PrecedentStatus>("status", status, ACTIVE),
             superseded_by_id: f.reference("superseded_by_id", superseded_by_id),
             retention_class: f.text("retention_class", retention_class, 63),
             subject_id: f.text("subject_id", subject_id, 255),

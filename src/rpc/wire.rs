@@ -116,16 +116,7 @@ impl Fields {
 
     /// A value that was read apart; what is wrong with it is said with the rest.
     pub fn taken<T: Default>(&mut self, value: Result<T>) -> T {
-        match value {
-            Ok(value) => return value,
-            Err(Error::Invalid { reason, violations }) => {
-                for Violation { field, description } in violations {
-                    self.wrong_because(reason, &field, description);
-                }
-            }
-            Err(error) => self.wrong("", error.to_string()),
-        }
-        T::default()
+        self.checked(value).unwrap_or_default()
     }
 
     pub fn is_sound(&self) -> bool {
@@ -311,6 +302,15 @@ impl Fields {
     /// From 0 to 1.
     pub fn confidence(&mut self, field: &str, value: f64) -> f64 {
         self.number(field, value, 0.0, 1.0)
+    }
+
+    /// A value of an enum of the protocol, whose numbers are stored; 0 means `unset`.
+    pub fn value<E: TryFrom<i32>>(&mut self, field: &str, number: i32, unset: i16) -> i16 {
+        let known = i16::try_from(number).ok().filter(|_| E::try_from(number).is_ok());
+        if known.is_none() {
+            self.wrong(field, format!("must be a known value, and is {number}"));
+        }
+        known.filter(|known| *known != 0).unwrap_or(unset)
     }
 
     pub fn time(

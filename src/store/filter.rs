@@ -485,7 +485,7 @@ macro_rules! parameter {
 }
 parameter! {
     String => "text" TEXT TEXT_ARRAY, i16 => "int2" INT2 INT2_ARRAY, i64 => "int8" INT8 INT8_ARRAY,
-    f64 => "float8" FLOAT8 FLOAT8_ARRAY, bool => "bool" BOOL BOOL_ARRAY,
+    f64 => "float8" FLOAT8 FLOAT8_ARRAY, f32 => "float4" FLOAT4 FLOAT4_ARRAY, bool => "bool" BOOL BOOL_ARRAY,
     SystemTime => "timestamptz" TIMESTAMPTZ TIMESTAMPTZ_ARRAY, Uuid => "uuid" UUID UUID_ARRAY,
 }
 

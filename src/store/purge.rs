@@ -213,7 +213,8 @@ async fn remove(
 
 /// The nouns whose deleted resources can be purged; parts go with the whole, and what runs the deployment stays.
 pub fn purgeable(kind: &str) -> Result<&'static Facts> {
-    let kept = ["tenant", "api_token", "legal_hold", "retention_policy"];
+    // A space is too much for one call: it would have to take its embeddings along.
+    let kept = ["tenant", "api_token", "legal_hold", "retention_policy", "vector_space"];
     facts(kind)
         .filter(|facts| facts.part_of.is_none() && !kept.contains(&facts.kind))
         .ok_or_else(|| Error::invalid("kind", "must be a kind of record that belongs to no other"))

@@ -187,19 +187,32 @@ impl<'a> Sender<'a> {
         if !item.message.has_field_by_name(after.field) {
             return Ok(outcome);
         }
-        let mut asked = DynamicMessage::new(method.input.clone());
-        for (from, to) in after.copy {
-            set(&mut asked, to, Value::String(text(&item.message, from)))?;
+        // One call, or one for each value of a list.
+        let values = match item.message.get_field_by_name(after.field).as_deref() {
+            Some(Value::List(values)) => values.iter().cloned().map(Some).collect(),
+            _ => vec![None],
+        };
+        for (n, value) in values.into_iter().enumerate() {
+            let mut asked = DynamicMessage::new(method.input.clone());
+            for (from, to) in after.copy {
+                let own = value.clone().filter(|_| *from == after.field);
+                set(
+                    &mut asked,
+                    to,
+                    own.unwrap_or_else(|| Value::String(text(&item.message, from))),
+                )?;
+            }
+            let id = self.request_id(shape, [item.line], &format!("after {n}"));
+            set_options(&mut asked, json!({"requestId": id}))?;
+            if let Err(refused) = self.client.call(method, &asked).await? {
+                let said = refused.status.message();
+                return Ok(Outcome::Refused(Why {
+                    message: format!("it is there, but {}: {said}", method.name),
+                    ..Why::of(&refused)
+                }));
+            }
         }
-        let id = self.request_id(shape, [item.line], "after");
-        set_options(&mut asked, json!({"requestId": id}))?;
-        Ok(match self.client.call(method, &asked).await? {
-            Ok(_) => outcome,
-            Err(refused) => Outcome::Refused(Why {
-                message: format!("it is there, but {}: {}", method.name, refused.status.message()),
-                ..Why::of(&refused)
-            }),
-        })
+        Ok(outcome)
     }
 
     /// Settles the lines whose id is taken, for nouns whose create can only fail then.

@@ -21,7 +21,7 @@ pub enum Taken {
 /// What must be called after a create to bring back a field that no create sets.
 #[derive(Clone, Copy, Debug)]
 pub struct After {
-    /// Done where this field of the resource is set.
+    /// Done where this field of the resource is set; where it is a list, once for each of its values.
     pub field: &'static str,
     pub method: &'static str,
     /// Fields of the resource, and of the request that take them.
@@ -141,6 +141,19 @@ pub const NOUNS: &[Noun] = &[
             &["active"],
         )
     },
+    Noun {
+        after: Some(After {
+            field: "aliases",
+            method: "SetVectorSpaceAlias",
+            copy: &[("aliases", "alias"), ("id", "vector_space_id")],
+        }),
+        ..noun(
+            "vector_space",
+            ["VectorSpaceService", "ListVectorSpaces", "CreateVectorSpace"],
+            Fixed,
+            &["aliases"],
+        )
+    },
     noun(
         "training_example",
         ["ModelService", "ListTrainingExamples", "BatchCreateTrainingExamples"],
@@ -179,6 +192,10 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     (
         "service_health",
         "it tells who is alive now, and a heartbeat that is repeated later would be a lie",
+    ),
+    (
+        "embedding",
+        "its space must be named to list it, and its vector comes from a model that can make it again",
     ),
     ("tenant", "it belongs to the tenant \"system\""),
     ("api_token", "its secret cannot be read, and a credential should not be in a file"),

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const SERVICES: [&str; 14] = [
+const SERVICES: [&str; 16] = [
     "casebook.v1.AdminService",
     "casebook.v1.AuditService",
     "casebook.v1.ClaimService",
@@ -23,6 +23,8 @@ const SERVICES: [&str; 14] = [
     "casebook.v1.TelemetryService",
     "casebook.v1.TenantService",
     "casebook.v1.TransactionService",
+    "casebook.v1.VectorService",
+    "casebook.v1.VectorSpaceService",
     "grpc.health.v1.Health",
 ];
 

@@ -22,6 +22,7 @@ mod decision;
 mod demo;
 mod document;
 mod embedded;
+mod embedding;
 mod errors;
 mod fault;
 mod filters;
@@ -57,5 +58,6 @@ mod transaction;
 mod transfer;
 #[cfg(feature = "sqlite")]
 mod transfer_sqlite;
+mod vector_space;
 mod world;
 mod write;

@@ -44,6 +44,10 @@ const PRODUCED: &[(Reason, &str)] = &[
         "audit_archive::what_cannot_be_archived_is_refused_and_nothing_happens",
     ),
     (Reason::Unimplemented, "errors::a_method_that_is_not_there_is_unimplemented"),
+    (Reason::DimensionMismatch, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
+    (Reason::VectorInvalid, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
+    (Reason::ZeroVector, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
+    (Reason::ModelMismatch, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
     (Reason::OnHold, "legal_hold::what_is_held_stays_until_it_is_released"),
 ];
 
@@ -82,6 +86,7 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
         ("model_checkpoint", include_str!("model_checkpoint.rs")),
         ("tenant", include_str!("tenant.rs")),
         ("write", include_str!("write.rs")),
+        ("embedding", include_str!("embedding.rs")),
     ];
     for reason in Reason::ALL {
         let produced = PRODUCED.iter().find(|(made, _)| made == reason);

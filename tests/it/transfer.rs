@@ -116,6 +116,7 @@ async fn what_is_exported_and_imported_is_the_same() {
         ("precedent_reference", 2),
         ("retention_policy", 1),
         ("training_example", 3),
+        ("vector_space", 2),
         ("verification", 2),
     ];
     let mut every: Vec<&str> = casebook::transfer::kinds().collect();

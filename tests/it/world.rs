@@ -365,6 +365,15 @@ impl As {
         client.max_decoding_message_size(64 << 20)
     }
 
+    pub fn vectors(&self) -> pb::vector_service_client::VectorServiceClient<Wire> {
+        let client = pb::vector_service_client::VectorServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
+    pub fn spaces(&self) -> pb::vector_space_service_client::VectorSpaceServiceClient<Wire> {
+        pb::vector_space_service_client::VectorSpaceServiceClient::new(self.wire())
+    }
+
     pub fn claims(&self) -> pb::claim_service_client::ClaimServiceClient<Wire> {
         let client = pb::claim_service_client::ClaimServiceClient::new(self.wire());
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)

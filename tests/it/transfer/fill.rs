@@ -97,6 +97,25 @@ pub async fn fill(who: &As) {
             ..Default::default()
         }));
     }
+    let mut spaces = who.spaces();
+    for id in ["w", "x"] {
+        ok!(spaces.create_vector_space(pb::CreateVectorSpaceRequest {
+            vector_space_id: id.into(),
+            vector_space: Some(pb::VectorSpace {
+                embedding_model: "ada".into(),
+                labels: labels(&[("team", "a")]),
+                ..Default::default()
+            }),
+            options: None,
+        }));
+    }
+    for alias in ["live", "best"] {
+        ok!(spaces.set_vector_space_alias(pb::SetVectorSpaceAliasRequest {
+            alias: alias.into(),
+            vector_space_id: "x".into(),
+            options: None,
+        }));
+    }
     let mut retention = pb::retention_service_client::RetentionServiceClient::new(who.wire());
     for id in ["h-1", "h-2"] {
         ok!(retention.create_legal_hold(pb::CreateLegalHoldRequest {

@@ -1,0 +1,2 @@
+DROP VIEW wall.vector_space;
+DROP TABLE casebook.vector_space;

@@ -1,0 +1,223 @@
+//! VectorSpaceService: spaces and their aliases, checked and worded.
+
+use super::descriptor::ReadMask;
+use super::json;
+use super::resource::{Get, GetRequest, New, Resource, read_new};
+use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX};
+use super::{Answer, Api, Parts, open};
+use crate::pb;
+use crate::store::caller::Caller;
+use crate::store::change::Create;
+use crate::store::noun::Noun;
+use crate::store::vector_space::{
+    COSINE, CreateSpace, DIMENSIONS_DEFAULT, DIMENSIONS_MAX, FLOAT32, MoveAlias, Moved,
+    UndeleteSpace, VectorSpace,
+};
+use crate::{Error, Result};
+use tonic::{Request, Response};
+
+#[tonic::async_trait]
+impl pb::vector_space_service_server::VectorSpaceService for Api {
+    async fn create_vector_space(
+        &self,
+        request: Request<pb::CreateVectorSpaceRequest>,
+    ) -> Answer<pb::CreateVectorSpaceResponse> {
+        let (vector_space, receipt) = self.create(request).await?;
+        Ok(Response::new(pb::CreateVectorSpaceResponse { vector_space, receipt }))
+    }
+
+    async fn get_vector_space(
+        &self,
+        request: Request<pb::GetVectorSpaceRequest>,
+    ) -> Answer<pb::GetVectorSpaceResponse> {
+        let (caller, request) = open(request)?;
+        let Get { id, consistency, read_mask, version } = request.parts();
+        let mask = ReadMask::new::<pb::VectorSpace>(read_mask)?;
+        let seq = self.read_at(&caller, consistency.clone()).await?;
+        let mut row = self.space(&caller, "vector_space_id", id, seq).await?;
+        if version != 0 {
+            row = self.get(&caller, row.id, consistency, version).await?;
+        }
+        let vector_space = Some(mask.apply(row.into())?);
+        Ok(Response::new(pb::GetVectorSpaceResponse { vector_space }))
+    }
+
+    async fn list_vector_spaces(
+        &self,
+        request: Request<pb::ListVectorSpacesRequest>,
+    ) -> Answer<pb::ListVectorSpacesResponse> {
+        let (vector_spaces, page) = self.get_page(request).await?;
+        Ok(Response::new(pb::ListVectorSpacesResponse { vector_spaces, page }))
+    }
+
+    async fn update_vector_space(
+        &self,
+        request: Request<pb::UpdateVectorSpaceRequest>,
+    ) -> Answer<pb::UpdateVectorSpaceResponse> {
+        let (vector_space, receipt) = self.change(request).await?;
+        Ok(Response::new(pb::UpdateVectorSpaceResponse { vector_space, receipt }))
+    }
+
+    async fn delete_vector_space(
+        &self,
+        request: Request<pb::DeleteVectorSpaceRequest>,
+    ) -> Answer<pb::DeleteVectorSpaceResponse> {
+        let (vector_space, receipt) = self.change(request).await?;
+        Ok(Response::new(pb::DeleteVectorSpaceResponse { vector_space, receipt }))
+    }
+
+    async fn undelete_vector_space(
+        &self,
+        request: Request<pb::UndeleteVectorSpaceRequest>,
+    ) -> Answer<pb::UndeleteVectorSpaceResponse> {
+        let (vector_space, receipt) = self.change(request).await?;
+        Ok(Response::new(pb::UndeleteVectorSpaceResponse { vector_space, receipt }))
+    }
+
+    async fn set_vector_space_alias(
+        &self,
+        request: Request<pb::SetVectorSpaceAliasRequest>,
+    ) -> Answer<pb::SetVectorSpaceAliasResponse> {
+        let (Moved { space, previous_id }, receipt) = self.write(request).await?;
+        Ok(Response::new(pb::SetVectorSpaceAliasResponse {
+            vector_space: space.map(Into::into),
+            previous_vector_space_id: previous_id,
+            receipt,
+        }))
+    }
+
+    async fn delete_vector_space_alias(
+        &self,
+        request: Request<pb::DeleteVectorSpaceAliasRequest>,
+    ) -> Answer<pb::DeleteVectorSpaceAliasResponse> {
+        let (Moved { space, previous_id: _ }, receipt) = self.write(request).await?;
+        let vector_space = space.map(Into::into);
+        Ok(Response::new(pb::DeleteVectorSpaceAliasResponse { vector_space, receipt }))
+    }
+}
+
+impl Parts {
+    /// The space that a name stands for, an id or an alias, at a log number; `None` means now. The field is the name's.
+    pub(super) async fn space(
+        &self,
+        caller: &Caller,
+        field: &str,
+        name: String,
+        seq: Option<i64>,
+    ) -> Result<VectorSpace> {
+        let name = wire::id(field, name)?;
+        match self.get_at(caller, name.clone(), seq).await {
+            Err(Error::NotFound { .. }) => {
+                let space = self.store.space_of_alias(caller, &name, seq).await?;
+                space.ok_or_else(|| Error::not_found(VectorSpace::KIND, name))
+            }
+            space => space,
+        }
+    }
+}
+
+crate::requests! { VectorSpace:
+    get GetVectorSpaceRequest(vector_space_id);
+    list ListVectorSpacesRequest("create_time" by [("create_time", true)]);
+    update UpdateVectorSpaceRequest(vector_space);
+    delete DeleteVectorSpaceRequest(vector_space_id);
+}
+
+crate::requests!(@ask CreateVectorSpaceRequest -> CreateSpace,
+|fields, on_conflict, vector_space_id, vector_space| {
+    let row = read_new(fields, vector_space_id, vector_space, on_conflict);
+    CreateSpace(Create { rows: vec![row], on_conflict })
+});
+
+crate::requests!(@ask UndeleteVectorSpaceRequest -> UndeleteSpace, |fields, on_conflict, vector_space_id| {
+    fields.only_fail(on_conflict);
+    UndeleteSpace(fields.id("vector_space_id", vector_space_id))
+});
+
+crate::requests!(@ask SetVectorSpaceAliasRequest -> MoveAlias, |fields, on_conflict, alias, vector_space_id| {
+    fields.only_fail(on_conflict);
+    MoveAlias {
+        alias: fields.id("alias", alias),
+        to: Some(fields.id("vector_space_id", vector_space_id)),
+        allow_missing: false,
+    }
+});
+
+crate::requests!(@ask DeleteVectorSpaceAliasRequest -> MoveAlias, |fields, on_conflict, alias, allow_missing| {
+    fields.only_fail(on_conflict);
+    MoveAlias { alias: fields.id("alias", alias), to: None, allow_missing }
+});
+
+impl Resource for pb::VectorSpace {
+    type Row = VectorSpace;
+    const CHANGEABLE: &'static [&'static str] = &["description", "labels"];
+    const NO_REPLACE: Option<&'static str> = Some("use UpdateVectorSpace");
+
+    fn identity(&self) -> (&str, &str) {
+        (&self.id, &self.etag)
+    }
+
+    fn read(self, f: &mut Fields, New { id, meta }: New) -> VectorSpace {
+        let pb::VectorSpace {
+            id: _,
+            etag: _,
+            meta: _,
+            embedding_model,
+            dimensions,
+            metric,
+            storage,
+            description,
+            labels,
+            aliases: _,
+        } = self;
+        let dimensions = match dimensions {
+            0 => DIMENSIONS_DEFAULT,
+            1..=DIMENSIONS_MAX => dimensions,
+            _ => {
+                let range = format!("must be 1 to {DIMENSIONS_MAX}, or 0 for {DIMENSIONS_DEFAULT}");
+                f.wrong("dimensions", range);
+                DIMENSIONS_DEFAULT
+            }
+        };
+        VectorSpace {
+            id,
+            meta,
+            embedding_model: f.name("embedding_model", embedding_model, 255),
+            dimensions,
+            metric: f.value::<pb::DistanceMetric>("metric", metric, COSINE),
+            storage: f.value::<pb::VectorStorage>("storage", storage, FLOAT32),
+            description: f.text("description", description, LONG_TEXT_BYTES_MAX),
+            labels: f.labels("labels", labels),
+            aliases: crate::store::canonical::Json::array(),
+        }
+    }
+}
+
+impl From<VectorSpace> for pb::VectorSpace {
+    fn from(row: VectorSpace) -> Self {
+        let (etag, aliases) = (row.etag(), row.alias_list());
+        let VectorSpace {
+            id,
+            meta,
+            embedding_model,
+            dimensions,
+            metric,
+            storage,
+            description,
+            labels,
+            aliases: _,
+        } = row;
+        Self {
+            id,
+            etag,
+            meta: wire::meta(meta),
+            embedding_model,
+            dimensions,
+            metric: metric.into(),
+            storage: storage.into(),
+            description,
+            labels: json::to_strings(&labels),
+            aliases,
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Vector spaces: which embedding model, with how many dimensions, under which metric; and their aliases.
+
+use super::Store;
+use super::caller::Caller;
+use super::canonical::{Json, write_value};
+use super::change::{Create, Modify, advance, modified_outcome, modify_all, rows_of};
+use super::child::Parent;
+use super::filter::{Condition, Field, FieldKind, Filter, Op, Value};
+use super::list::{ListQuery, Listing};
+use super::log::{Entry, LogRow};
+use super::noun::Noun;
+use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
+use crate::{Error, Result, noun, queries, row};
+use futures_util::future::BoxFuture;
+use std::collections::HashSet;
+
+pub const DIMENSIONS_MAX: i32 = 16_000;
+/// What is meant by none (F59).
+pub const DIMENSIONS_DEFAULT: i32 = 1536;
+/// Aliases of one space.
+const ALIASES_MAX: usize = 100;
+
+noun! {
+    pub struct VectorSpace in "vector_space" as vector_space + [QUERIES] {
+        pub embedding_model: String,
+        pub dimensions: i32,
+        /// 1 cosine, 2 L2, 3 dot, 4 L1.
+        pub metric: i16,
+        /// 1 FLOAT32, 2 FLOAT16.
+        pub storage: i16,
+        pub description: String,
+        pub labels: Json,
+        /// Sorted texts.
+        pub aliases: Json,
+    }
+
+    fn is_given(&self, field: &str) -> bool {
+        field != "aliases"
+    }
+
+    fn size_bytes(&self) -> usize {
+        512 + self.description.len()
+    }
+}
+
+impl Parent for VectorSpace {}
+
+pub const COSINE: i16 = 1;
+pub const FLOAT32: i16 = 1;
+pub const FLOAT16: i16 = 2;
+
+const METRICS: FieldKind = FieldKind::Enum {
+    prefix: "DISTANCE_METRIC_",
+    names: &[("COSINE", COSINE), ("L2", 2), ("DOT", 3), ("L1", 4)],
+};
+const STORAGES: FieldKind = FieldKind::Enum {
+    prefix: "VECTOR_STORAGE_",
+    names: &[("FLOAT32", FLOAT32), ("FLOAT16", FLOAT16)],
+};
+
+pub static LISTING: Listing = Listing {
+    kind: "vector_space",
+    table: "vector_space",
+    op: "vector_space.LIST",
+    fields: &[
+        Field::new("id", "d.id", FieldKind::Text),
+        Field::new("embedding_model", "d.embedding_model", FieldKind::Text),
+        Field::new("dimensions", "d.dimensions", FieldKind::Int),
+        Field::new("metric", "d.metric", METRICS),
+        Field::new("storage", "d.storage", STORAGES),
+        Field::new("create_time", "d.create_time", FieldKind::Time),
+        Field::new("update_time", "d.update_time", FieldKind::Time),
+        Field::new("labels", "d.labels", FieldKind::Labels),
+        Field::new("aliases", "d.aliases", FieldKind::Texts),
+    ],
+};
+
+row! {
+    /// The live space that a name stands for.
+    pub struct Named {
+        pub name: String,
+        pub id: String,
+    }
+}
+
+queries! { "vector_space" {
+    /// Whoever gives out a name holds this until the transaction ends, so that no two give out the same one: an alias
+    /// is in no unique index.
+    LOCK_NAMES() -> () = "SELECT pg_advisory_xact_lock(hashtextextended('casebook.vector_space', \
+        hashtextextended(current_setting('casebook.tenant'), 0)))";
+    /// What names stand for: a space's id or one of its aliases.
+    NAMED(Vec<String>) -> Named =
+        "SELECT n.name, s.id FROM unnest($1::text[]) AS n (name) \
+         JOIN vector_space AS s ON s.id = n.name AND s.delete_time IS NULL UNION ALL \
+         SELECT n.name, s.id FROM unnest($1::text[]) AS n (name) \
+         JOIN vector_space AS s ON s.aliases ? n.name AND s.delete_time IS NULL";
+} }
+
+impl VectorSpace {
+    pub fn alias_list(&self) -> Vec<String> {
+        // Written here only, so that it can be read.
+        serde_json::from_slice(self.aliases.text()).unwrap_or_default()
+    }
+
+    fn set_aliases(&mut self, mut aliases: Vec<String>) {
+        aliases.sort_unstable();
+        let mut out = Vec::new();
+        write_value(&aliases.into(), &mut out);
+        self.aliases = Json::from_canonical(out);
+    }
+}
+
+/// Creates spaces, under ids that are no aliases.
+pub struct CreateSpace(pub Create<VectorSpace>);
+
+impl Change for CreateSpace {
+    type Answer = Vec<VectorSpace>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        self.0.touches(rows);
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.0.size_bytes()
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.0.about()
+    }
+
+    /// What the ids stand for, only the tables know.
+    fn is_alone(&self) -> bool {
+        true
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Vec<VectorSpace>>>>> {
+        Box::pin(async move {
+            tx.run(&LOCK_NAMES, &()).await?;
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for Applied { change, caller } in changes {
+                let ids = change.0.rows.iter().map(|row| row.id.clone()).collect();
+                let named = tx.run(&NAMED, &(ids,)).await?;
+                if let Some(Named { name, .. }) = named.into_iter().find(|n| n.name != n.id) {
+                    outcomes.push(Outcome::Failed(VectorSpace::taken(&name)));
+                    continue;
+                }
+                let inner = [Applied { change: &change.0, caller }];
+                outcomes.extend(Create::apply(tx, &inner).await?);
+            }
+            Ok(outcomes)
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<VectorSpace>> {
+        self.0.rebuild(entries)
+    }
+}
+
+/// Brings back the space deleted last under an id, with those of its aliases that are still free.
+pub struct UndeleteSpace(pub String);
+
+impl Change for UndeleteSpace {
+    type Answer = Option<VectorSpace>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.push(RowKey::new(&[VectorSpace::KIND, &self.0]));
+    }
+
+    fn size_bytes(&self) -> usize {
+        0
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        vec![(VectorSpace::KIND, &self.0)]
+    }
+
+    /// As in [`CreateSpace`].
+    fn is_alone(&self) -> bool {
+        true
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<VectorSpace>>>>> {
+        Box::pin(async move {
+            tx.run(&LOCK_NAMES, &()).await?;
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for Applied { change: Self(id), caller } in changes {
+                let gone = tx.lock_deleted::<VectorSpace>(vec![id.clone()]).await?;
+                let mut names: Vec<String> =
+                    gone.get(id).map(VectorSpace::alias_list).unwrap_or_default();
+                names.push(id.clone());
+                let named = tx.run(&NAMED, &(names,)).await?;
+                let used: HashSet<String> = named.into_iter().map(|named| named.name).collect();
+                if used.contains(id) {
+                    outcomes.push(Outcome::Failed(VectorSpace::taken(id)));
+                    continue;
+                }
+                let mut back = Modify::<VectorSpace>::undelete(id.clone());
+                back.patch = Box::new(move |row, _| {
+                    row.meta.delete_time = None;
+                    let mut aliases = row.alias_list();
+                    aliases.retain(|alias| !used.contains(alias));
+                    row.set_aliases(aliases);
+                    Ok(())
+                });
+                let result = modify_all(tx, &[(&back, caller)]).await?.pop();
+                outcomes.push(match result {
+                    Some(Ok(modified)) => modified_outcome(modified, back.action),
+                    Some(Err(error)) => Outcome::Failed(error),
+                    None => return Err(Error::internal("an undelete without a result")),
+                });
+            }
+            Ok(outcomes)
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<VectorSpace>> {
+        Ok(rows_of(entries)?.into_iter().next())
+    }
+}
+
+/// Makes an alias name a space, or nothing.
+pub struct MoveAlias {
+    pub alias: String,
+    pub to: Option<String>,
+    /// Whether it is no error if an alias that shall name nothing names nothing.
+    pub allow_missing: bool,
+}
+
+/// Where an alias went.
+pub struct Moved {
+    /// The space that it names now, or else the one that it named.
+    pub space: Option<VectorSpace>,
+    /// The other space that it named before; empty when it named none.
+    pub previous_id: String,
+}
+
+impl MoveAlias {
+    async fn run(&self, tx: &Tx<'_>, caller: &Caller) -> Result<Outcome<Moved>> {
+        let Self { alias, to, allow_missing } = self;
+        let named = tx.run(&NAMED, &(vec![alias.clone()],)).await?.pop();
+        let (taken, previous_id) = match named.map(|named| named.id) {
+            // The name of a space itself is no alias.
+            Some(id) if id == *alias => (true, None),
+            other => (false, other),
+        };
+        if taken && to.is_some() {
+            return Ok(Outcome::Failed(VectorSpace::taken(alias)));
+        }
+        let mut ids: Vec<String> = to.iter().chain(&previous_id).cloned().collect();
+        // In one order, so that two transactions do not wait for each other.
+        ids.sort_unstable();
+        let mut rows = tx.lock::<VectorSpace>(ids).await?;
+        let (mut saved, mut entries) = (Vec::new(), Vec::new());
+        let mut save = |row: &mut VectorSpace, aliases: Vec<String>| {
+            row.set_aliases(aliases);
+            advance(row, caller.acting(), tx.now);
+            entries.push(Entry::of(row, "UPDATE"));
+            saved.push(row.clone());
+        };
+        let without = |row: &VectorSpace| {
+            let mut aliases = row.alias_list();
+            aliases.retain(|other| other != alias);
+            aliases
+        };
+        if let (Some(to), true) = (to, *to == previous_id) {
+            let Some(row) = rows.remove(to) else {
+                return Ok(Outcome::Failed(Error::not_found(VectorSpace::KIND, to)));
+            };
+            let shown = vec![Shown::of(&row)];
+            let answer = Moved { space: Some(row), previous_id: String::new() };
+            return Ok(Outcome::Done { answer, entries: Vec::new(), shown });
+        }
+        let mut previous = previous_id.and_then(|id| rows.remove(&id));
+        let answer = match to {
+            Some(to) => {
+                let Some(mut row) = rows.remove(to) else {
+                    return Ok(Outcome::Failed(Error::not_found(VectorSpace::KIND, to)));
+                };
+                let mut aliases = row.alias_list();
+                if aliases.len() >= ALIASES_MAX {
+                    let most = format!("must name a space with fewer than {ALIASES_MAX} aliases");
+                    return Ok(Outcome::Failed(Error::invalid("vector_space_id", most)));
+                }
+                if let Some(previous) = &mut previous {
+                    save(previous, without(previous));
+                }
+                aliases.push(alias.clone());
+                save(&mut row, aliases);
+                let previous_id = previous.map(|row| row.id).unwrap_or_default();
+                Moved { space: Some(row), previous_id }
+            }
+            None => {
+                if previous.is_none() && !allow_missing {
+                    return Ok(Outcome::Failed(Error::not_found("vector_space_alias", alias)));
+                }
+                if let Some(row) = &mut previous {
+                    save(row, without(row));
+                }
+                Moved { space: previous, previous_id: String::new() }
+            }
+        };
+        tx.save(&saved).await?;
+        Ok(Outcome::Done { answer, entries, shown: Vec::new() })
+    }
+}
+
+impl Change for MoveAlias {
+    type Answer = Moved;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.extend(self.to.iter().map(|id| RowKey::new(&[VectorSpace::KIND, id])));
+    }
+
+    fn size_bytes(&self) -> usize {
+        0
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.to.iter().map(|id| (VectorSpace::KIND, id.as_str())).collect()
+    }
+
+    /// What the alias names now, only the tables know.
+    fn is_alone(&self) -> bool {
+        true
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Moved>>>> {
+        Box::pin(async move {
+            tx.run(&LOCK_NAMES, &()).await?;
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for Applied { change, caller } in changes {
+                outcomes.push(change.run(tx, caller).await?);
+            }
+            Ok(outcomes)
+        })
+    }
+
+    /// The space that it left stands before the one that it went to.
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Moved> {
+        let mut rows: Vec<VectorSpace> = rows_of(entries)?;
+        let space = rows.pop();
+        Ok(Moved { space, previous_id: rows.pop().map(|row| row.id).unwrap_or_default() })
+    }
+}
+
+impl Store {
+    /// The space with that alias, at a log number; `None` means now.
+    pub async fn space_of_alias(
+        &self,
+        caller: &Caller,
+        alias: &str,
+        snapshot: Option<i64>,
+    ) -> Result<Option<VectorSpace>> {
+        let field = Field::find(LISTING.fields, "aliases")
+            .ok_or_else(|| Error::internal("spaces have no aliases"))?;
+        let has = Op::ContainsAny(vec![Value::Text(alias.to_owned())]);
+        let filter = Filter::Field(Condition::new(field, Vec::new(), has)?);
+        let query = ListQuery { filter, limit: 1, snapshot, ..ListQuery::default() };
+        let page = self.list::<VectorSpace>(caller, &LISTING, query, false).await?;
+        Ok(page.rows.into_iter().next())
+    }
+}

@@ -33,6 +33,9 @@ impl pb::audit_service_server::AuditService for Api {
             let kind = wire::kind_name(kind)
                 .ok_or_else(|| Error::invalid("target.kind", "must be a known kind"))?;
             let id = wire::id("target.id", id)?;
+            if kind == "embedding" && !super::embedding::is_full_id(&id) {
+                return Err(Error::invalid("target.id", super::embedding::FULL_ID).into());
+            }
             filter = Filter::All(vec![filter, log::of_resource(&kind, &id, None)?]);
         }
         let window = lister.window("event_time", window)?;

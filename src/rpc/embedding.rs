@@ -6,7 +6,6 @@ use super::{Answer, Api, Paged, Parts, Selection, filter, json, open};
 use crate::pb;
 use crate::store::caller::Caller;
 use crate::store::change::Modify;
-use crate::store::child::Hide;
 use crate::store::embedding::{
     self, DeleteEmbeddings, Embedding, Near, Nearest, WriteEmbeddings, WrittenEmbeddings, full_id,
     in_space,
@@ -14,7 +13,8 @@ use crate::store::embedding::{
 use crate::store::filter::Filter;
 use crate::store::noun::{Meta, Noun};
 use crate::store::vector::{Numbers, f32_le, from_f32_le, score};
-use crate::store::vector_space::VectorSpace;
+use crate::store::vector_space::{FLOAT16, VectorSpace};
+use crate::store::write::WriteOptions;
 use crate::{Error, Reason, Result};
 use std::sync::Arc;
 use tonic::{Request, Response};
@@ -23,6 +23,8 @@ use uuid::Uuid;
 const TOP_K: i32 = 10;
 const TOP_K_MAX: i32 = 1000;
 const QUERIES_MAX: usize = 100;
+/// With the space's uid and a slash before it, it is an id like any other.
+const ID_BYTES_MAX: usize = wire::ID_BYTES_MAX - UID_BYTES - 1;
 
 #[tonic::async_trait]
 impl pb::vector_service_server::VectorService for Api {
@@ -33,15 +35,10 @@ impl pb::vector_service_server::VectorService for Api {
         let (caller, request) = open(request)?;
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::UpsertEmbeddingRequest { vector_space_id, embedding, options } = request;
-        let space = Arc::new(self.space(&caller, "vector_space_id", vector_space_id, None).await?);
-        let mut fields = Fields::new(&caller, self.batch_max);
-        let (options, on_conflict) = fields.options(or_replace(options), digest);
-        let message = fields.required("embedding", embedding);
-        let read = fields.within("embedding", |fields| read_embedding(fields, message, &space));
-        let (rows, vectors) = read.into_iter().unzip();
-        let change = WriteEmbeddings { space, rows, vectors, on_conflict };
-        let write = fields.finish(Write { change, options })?;
-        let (WrittenEmbeddings { rows, .. }, receipt) = self.write_as(caller, write).await?;
+        let embedding = embedding.ok_or_else(|| Error::invalid("embedding", "is required"))?;
+        let asked = Upsert { vector_space_id, options, digest, is_batch: false };
+        let (WrittenEmbeddings { rows, .. }, receipt) =
+            self.upsert(caller, asked, vec![embedding]).await?;
         let embedding = Some(super::only(rows)?.into());
         Ok(Response::new(pb::UpsertEmbeddingResponse { embedding, receipt }))
     }
@@ -53,20 +50,12 @@ impl pb::vector_service_server::VectorService for Api {
         let (caller, request) = open(request)?;
         let digest = wire::digest(&request, request.options.as_ref());
         let pb::BatchUpsertEmbeddingsRequest { vector_space_id, embeddings, options } = request;
-        let space = Arc::new(self.space(&caller, "vector_space_id", vector_space_id, None).await?);
-        let mut fields = Fields::new(&caller, self.batch_max);
-        let (options, on_conflict) = fields.options(or_replace(options), digest);
-        let read: Vec<Option<(Embedding, Numbers)>> =
-            fields
-                .batch("embeddings", embeddings, |fields, one| read_embedding(fields, one, &space));
-        let (rows, vectors): (Vec<Embedding>, Vec<Numbers>) = read.into_iter().flatten().unzip();
-        if fields.is_sound() {
-            let ids = rows.iter().map(|row| row.embedding_id.as_str());
-            fields.no_duplicates(ids, |n| format!("embeddings[{n}].id"));
-        }
-        let change = WriteEmbeddings { space, rows, vectors, on_conflict };
-        let write = fields.finish(Write { change, options })?;
-        let (WrittenEmbeddings { rows, written }, receipt) = self.write_as(caller, write).await?;
+        let asked = Upsert { vector_space_id, options, digest, is_batch: true };
+        let (WrittenEmbeddings { rows, written }, receipt) =
+            self.upsert(caller, asked, embeddings).await?;
+        // The replay of a call that wrote nothing is rebuilt from the entries of others.
+        let unchanged = receipt.as_ref().is_some_and(|receipt| receipt.unchanged);
+        let written = if unchanged { 0 } else { written };
         Ok(Response::new(pb::BatchUpsertEmbeddingsResponse {
             embedding_ids: rows.into_iter().map(|row| row.embedding_id).collect(),
             written_count: i32::try_from(written).map_err(Error::internal)?,
@@ -90,9 +79,9 @@ impl pb::vector_service_server::VectorService for Api {
         let id = wire::id("embedding_id", embedding_id)?;
         let seq = self.read_at(&caller, consistency.clone()).await?;
         let space = self.space(&caller, "vector_space_id", vector_space_id, seq).await?;
-        let found = self.get(&caller, full_id(&space, &id), consistency, version).await;
-        let row: Embedding = found.map_err(|error| of_own_id(error, id))?;
-        let mut worded = self.embeddings(&caller, &space, vec![row], &mask).await?;
+        let id = full_id(space.meta.uid, &id);
+        let row = self.get(&caller, id, consistency, version).await.map_err(in_own_words)?;
+        let mut worded = self.embeddings(&caller, vec![row], &mask).await?;
         Ok(Response::new(pb::GetEmbeddingResponse { embedding: worded.pop() }))
     }
 
@@ -121,7 +110,7 @@ impl pb::vector_service_server::VectorService for Api {
         let window = lister.window("create_time", window)?;
         let selection = Selection { filter, window, show_deleted, snapshot, parent: None };
         let (rows, page) = self.list::<Embedding>(&caller, &lister, selection).await?;
-        let embeddings = self.embeddings(&caller, &space, rows, &mask).await?;
+        let embeddings = self.embeddings(&caller, rows, &mask).await?;
         Ok(Response::new(pb::ListEmbeddingsResponse { embeddings, page }))
     }
 
@@ -138,17 +127,10 @@ impl pb::vector_service_server::VectorService for Api {
             allow_missing,
             options,
         } = request;
-        let space = self.space(&caller, "vector_space_id", vector_space_id, None).await?;
-        let mut fields = Fields::new(&caller, self.batch_max);
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let id = fields.id("embedding_id", embedding_id);
-        let etag = fields.etag("etag", etag);
-        let change = Hide(Modify::<Embedding>::delete(full_id(&space, &id), etag, allow_missing));
-        let write = fields.finish(Write { change, options })?;
-        let written = self.write_as(caller, write).await;
-        let (row, receipt) = written.map_err(|error| of_own_id(error, id))?;
-        let embedding = row.map(Into::into);
+        let asked = Delete { vector_space_id, options, digest, allow_missing };
+        let ids = (vec![embedding_id], Some(etag));
+        let (gone, receipt) = self.delete_embeddings(caller, asked, ids).await?;
+        let embedding = gone.into_iter().next().map(Into::into);
         Ok(Response::new(pb::DeleteEmbeddingResponse { embedding, receipt }))
     }
 
@@ -164,18 +146,9 @@ impl pb::vector_service_server::VectorService for Api {
             allow_missing,
             options,
         } = request;
-        let space = self.space(&caller, "vector_space_id", vector_space_id, None).await?;
-        let mut fields = Fields::new(&caller, self.batch_max);
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let ids: Vec<String> =
-            fields.batch("embedding_ids", embedding_ids, |fields, id| fields.id("", id));
-        fields.no_duplicates(ids.iter().map(String::as_str), |n| format!("embedding_ids[{n}]"));
-        let deletes = ids.iter().map(|id| Modify::delete(full_id(&space, id), None, allow_missing));
-        let change = DeleteEmbeddings(deletes.collect());
-        let write = fields.finish(Write { change, options })?;
-        let written = self.write_as(caller, write).await;
-        let (gone, receipt) = written.map_err(without_space)?;
+        let asked = Delete { vector_space_id, options, digest, allow_missing };
+        let ids = (embedding_ids, None);
+        let (gone, receipt) = self.delete_embeddings(caller, asked, ids).await?;
         let deleted_count = i32::try_from(gone.len()).map_err(Error::internal)?;
         Ok(Response::new(pb::BatchDeleteEmbeddingsResponse { deleted_count, receipt }))
     }
@@ -204,6 +177,11 @@ impl pb::vector_service_server::VectorService for Api {
         if !(1..=QUERIES_MAX).contains(&queries.len()) {
             let range = format!("must have 1 to {QUERIES_MAX} items, and has {}", queries.len());
             return Err(Error::invalid("queries", range).into());
+        }
+        let hits = queries.iter().map(|query| if query.top_k == 0 { TOP_K } else { query.top_k });
+        if hits.fold(0, i32::saturating_add) > TOP_K_MAX {
+            let most = format!("must ask for at most {TOP_K_MAX} hits together");
+            return Err(Error::invalid("queries", most).into());
         }
         let queries = queries.into_iter().enumerate();
         let queries = queries.map(|(n, query)| (format!("queries[{n}]"), query)).collect();
@@ -240,27 +218,131 @@ impl Mask {
 }
 
 impl Parts {
-    /// Embeddings of one space on the wire.
+    /// Embeddings on the wire.
     async fn embeddings(
         &self,
         caller: &Caller,
-        space: &VectorSpace,
         rows: Vec<Embedding>,
         mask: &Mask,
     ) -> Result<Vec<pb::Embedding>> {
-        let vectors = if mask.with_vector {
-            let digests = rows.iter().map(|row| row.vector_digest.clone()).collect();
-            self.store.vectors(caller, space.meta.uid, digests).await?
-        } else {
-            Default::default()
-        };
+        let mut vectors = Default::default();
+        if mask.with_vector {
+            let numbers =
+                rows.iter().map(|row| usize::try_from(row.dimensions).unwrap_or_default());
+            let size_bytes = 4 * numbers.sum::<usize>();
+            if size_bytes > self.message_out_max {
+                let what = format!(
+                    "asks for {size_bytes} bytes of vectors, and an answer has at most {}: ask for fewer at once",
+                    self.message_out_max
+                );
+                return Err(Error::invalid("read_mask", what));
+            }
+            vectors = self.store.vectors(caller, &rows).await?;
+        }
         let worded = rows.into_iter().map(|row| {
-            let vector = vectors.get(&row.vector_digest).map(|values| pb::Vector {
-                data: Some(pb::vector::Data::F32Le(f32_le(values).into())),
+            let vector = vectors.remove(&(row.meta.uid, row.vector_digest.clone()));
+            let vector = vector.map(|values| pb::Vector {
+                data: Some(pb::vector::Data::F32Le(f32_le(&values).into())),
             });
             mask.fields.apply(pb::Embedding { vector, ..row.into() })
         });
         worded.collect()
+    }
+
+    /// Writes embeddings with their vectors.
+    async fn upsert(
+        &self,
+        caller: Caller,
+        asked: Upsert,
+        messages: Vec<pb::Embedding>,
+    ) -> Result<(WrittenEmbeddings, Option<pb::WriteReceipt>)> {
+        let Upsert { vector_space_id, options, digest, is_batch } = asked;
+        let own_ids: Vec<String> = messages.iter().map(own_id).collect();
+        let mut fields = Fields::new(&caller, self.batch_max);
+        let (options, on_conflict) = fields.options(or_replace(options), digest);
+        let read = async {
+            let space = self.space(&caller, "vector_space_id", vector_space_id, None).await?;
+            let read: Vec<Option<(Embedding, Numbers)>> = if is_batch {
+                fields.batch("embeddings", messages, |f, one| read_embedding(f, one, &space))
+            } else {
+                let one =
+                    |f: &mut Fields, one| f.within("embedding", |f| read_embedding(f, one, &space));
+                messages.into_iter().map(|message| one(&mut fields, message)).collect()
+            };
+            let (rows, vectors): (Vec<Embedding>, Vec<Numbers>) =
+                read.into_iter().flatten().unzip();
+            if fields.is_sound() {
+                let ids = rows.iter().map(|row| row.embedding_id.as_str());
+                fields.no_duplicates(ids, |n| format!("embeddings[{n}].id"));
+            }
+            let is_half = space.storage == FLOAT16;
+            let (space_uid, space_id) = (space.meta.uid, space.id);
+            fields.finish(WriteEmbeddings {
+                space_uid,
+                space_id,
+                is_half,
+                rows,
+                vectors,
+                on_conflict,
+            })
+        };
+        let change = match read.await {
+            Err(error) if self.was_requested(&caller, &options).await? => {
+                // Whatever has become of the space since: the ledger has the answer, if this is the same request.
+                drop(error);
+                let rows = own_ids.into_iter().map(Embedding::to_be_replayed).collect();
+                let (space_uid, space_id) = (Uuid::nil(), String::new());
+                let vectors = Vec::new();
+                WriteEmbeddings { space_uid, space_id, is_half: false, rows, vectors, on_conflict }
+            }
+            change => change?,
+        };
+        self.write_as(caller, Write { change, options }).await.map_err(in_own_words)
+    }
+
+    /// Deletes embeddings; gives those that were there.
+    async fn delete_embeddings(
+        &self,
+        caller: Caller,
+        asked: Delete,
+        (ids, etag): (Vec<String>, Option<String>),
+    ) -> Result<(Vec<Embedding>, Option<pb::WriteReceipt>)> {
+        let Delete { vector_space_id, options, digest, allow_missing } = asked;
+        let mut fields = Fields::new(&caller, self.batch_max);
+        let (options, on_conflict) = fields.options(options, digest);
+        fields.only_fail(on_conflict);
+        let (ids, etag) = match etag {
+            Some(etag) => {
+                let ids = ids.into_iter().map(|id| fields.id("embedding_id", id)).collect();
+                (ids, fields.etag("etag", etag))
+            }
+            None => (fields.batch("embedding_ids", ids, |fields, id| fields.id("", id)), None),
+        };
+        let ids: Vec<String> = ids;
+        fields.no_duplicates(ids.iter().map(String::as_str), |n| format!("embedding_ids[{n}]"));
+        let ids = fields.finish(ids)?;
+        let change = match self.space(&caller, "vector_space_id", vector_space_id, None).await {
+            // As in an upsert.
+            Err(_) if self.was_requested(&caller, &options).await? => DeleteEmbeddings(Vec::new()),
+            space => {
+                let uid = space?.meta.uid;
+                let deletes = ids.iter();
+                let deletes =
+                    deletes.map(|id| Modify::delete(full_id(uid, id), etag.clone(), allow_missing));
+                DeleteEmbeddings(deletes.collect())
+            }
+        };
+        self.write_as(caller, Write { change, options }).await.map_err(in_own_words)
+    }
+
+    /// Whether the call is a repeated one, whose first answer the ledger has.
+    async fn was_requested(&self, caller: &Caller, options: &WriteOptions) -> Result<bool> {
+        match &options.request {
+            Some(request) if !options.validate_only => {
+                self.store.was_requested(caller, &request.id).await
+            }
+            _ => Ok(false),
+        }
     }
 
     /// The hits of each query, all at one moment. A query comes with its place in the request.
@@ -339,7 +421,7 @@ impl Parts {
             });
             let (rows, distances): (Vec<Embedding>, Vec<f64>) =
                 near.map(|Near { row, distance }| (row, distance)).unzip();
-            let embeddings = self.embeddings(caller, &space, rows, &mask).await?;
+            let embeddings = self.embeddings(caller, rows, &mask).await?;
             let hits = embeddings.into_iter().zip(distances);
             let hits = hits.map(|(embedding, distance)| pb::VectorHit {
                 embedding: Some(embedding),
@@ -359,15 +441,30 @@ impl Parts {
         id: String,
         seq: Option<i64>,
     ) -> Result<(Numbers, Uuid)> {
-        let found = self.get_at(caller, full_id(space, &id), seq).await;
-        let row: Embedding = found.map_err(|error| of_own_id(error, id))?;
-        let digests = vec![row.vector_digest.clone()];
-        let mut vectors = self.store.vectors(caller, space.meta.uid, digests).await?;
-        let vector = vectors.remove(&row.vector_digest);
+        let id = full_id(space.meta.uid, &id);
+        let row: Embedding = self.get_at(caller, id, seq).await.map_err(in_own_words)?;
+        let uid = row.meta.uid;
+        let vector = self.store.vectors(caller, &[row]).await?.into_values().next();
         let vector = vector.ok_or_else(|| Error::internal("an embedding without its vector"))?;
         let numbers = Numbers::of(space, vector).map_err(|(_, why)| Error::internal(why))?;
-        Ok((numbers, row.meta.uid))
+        Ok((numbers, uid))
     }
+}
+
+/// What the two upserts have in common.
+struct Upsert {
+    vector_space_id: String,
+    options: Option<pb::WriteOptions>,
+    digest: [u8; 32],
+    is_batch: bool,
+}
+
+/// What the two deletions have in common.
+struct Delete {
+    vector_space_id: String,
+    options: Option<pb::WriteOptions>,
+    digest: [u8; 32],
+    allow_missing: bool,
 }
 
 /// Upserting replaces what is there unless the caller wants otherwise.
@@ -379,28 +476,59 @@ fn or_replace(options: Option<pb::WriteOptions>) -> Option<pb::WriteOptions> {
     Some(options)
 }
 
-/// Callers know an embedding by its id in its space.
-fn of_own_id(error: Error, id: String) -> Error {
+/// Whether an id is that of an embedding as references, the log and the store have it: behind its space's uid.
+pub(super) fn is_full_id(id: &str) -> bool {
+    id.split_once('/')
+        .is_some_and(|(uid, _)| uid.len() == UID_BYTES && Uuid::try_parse(uid).is_ok())
+}
+
+/// What must be said of one that is not.
+pub(super) const FULL_ID: &str =
+    "must be the uid of the vector space, a slash and the embedding's id, as in the audit log";
+
+const UID_BYTES: usize = 36;
+
+/// Says an error as callers know embeddings: by their ids in their space, and by the fields of the message.
+fn in_own_words(error: Error) -> Error {
+    // A uid is told here in no other way.
+    let own = |text: &str| -> String {
+        let mut left = text.to_owned();
+        while let Some(end) = left.match_indices('/').map(|(end, _)| end).find(|end| {
+            let uid = end.checked_sub(UID_BYTES).and_then(|begin| left.get(begin..*end));
+            uid.is_some_and(|uid| Uuid::try_parse(uid).is_ok())
+        }) {
+            left.replace_range(end - UID_BYTES..=end, "");
+        }
+        left
+    };
+    let field = |field: &String| match field.as_str() {
+        "vector_digest" => "vector".to_owned(),
+        of if of.starts_with("of_") => "subject".to_owned(),
+        other => other.to_owned(),
+    };
     match error {
-        Error::NotFound { kind, .. } if kind == Embedding::KIND => Error::NotFound { kind, id },
-        Error::Stale { kind, current_etag, .. } if kind == Embedding::KIND => {
-            Error::Stale { kind, id, current_etag }
+        Error::NotFound { kind, id } => Error::NotFound { kind, id: own(&id) },
+        Error::Stale { kind, id, current_etag } => {
+            Error::Stale { kind, id: own(&id), current_etag }
+        }
+        Error::Taken { kind, id, fields } => {
+            let mut fields: Vec<String> = fields.iter().map(field).collect();
+            fields.dedup();
+            Error::Taken { kind, id: own(&id), fields }
+        }
+        Error::Expired(message) => Error::Expired(own(&message)),
+        Error::Refused { reason, message, metadata } => {
+            Error::Refused { reason, message: own(&message), metadata }
         }
         other => other,
     }
 }
 
-/// The same where it may be any of several.
-fn without_space(error: Error) -> Error {
-    match &error {
-        Error::NotFound { id, .. } => match id.split_once('/') {
-            Some((_, own)) => {
-                let own = own.to_owned();
-                of_own_id(error, own)
-            }
-            None => error,
-        },
-        _ => error,
+/// The id that an embedding asks for: its own, or else its subject's. Empty for one that the server shall choose.
+fn own_id(message: &pb::Embedding) -> String {
+    match (&*message.id, &message.subject) {
+        ("", Some(subject)) => subject.id.clone(),
+        (id, _) => id.to_owned(),
     }
 }
 
@@ -410,6 +538,7 @@ fn read_embedding(
     message: pb::Embedding,
     space: &VectorSpace,
 ) -> Option<(Embedding, Numbers)> {
+    let own_id = own_id(&message);
     let pb::Embedding {
         id,
         etag: _,
@@ -429,24 +558,28 @@ fn read_embedding(
         metadata,
     } = message;
     let uid = Uuid::now_v7();
-    let pb::ResourceRef { kind, id: subject_id, version } = subject.unwrap_or_default();
-    let (mut subject_kind, mut own_id) = (String::new(), id);
-    if kind != 0 || !subject_id.is_empty() || version != 0 {
+    let pb::ResourceRef { kind, id: of_id, version: of_version } = subject.unwrap_or_default();
+    let (mut of_kind, mut own_id) = (String::new(), own_id);
+    if kind != 0 || !of_id.is_empty() || of_version != 0 {
         f.within("subject", |f| {
             match kind_name(kind) {
-                Some(name) => subject_kind = name,
+                Some(name) => of_kind = name,
                 None => f.wrong("kind", format!("must be a known kind, and is {kind}")),
             }
-            if version < 0 {
+            if of_version < 0 {
                 f.wrong("version", "must not be negative");
             }
-            f.id("id", subject_id.clone())
+            f.id("id", of_id.clone())
         });
-        if own_id.is_empty() {
-            own_id.clone_from(&subject_id);
-        }
+    }
+    // What is wrong with the subject's id is said there.
+    if id.is_empty() && !wire::is_id(&own_id) {
+        own_id.clear();
     }
     let own_id = f.new_id("id", own_id, uid);
+    if own_id.len() > ID_BYTES_MAX {
+        f.wrong("id", format!("must have at most {ID_BYTES_MAX} bytes"));
+    }
     if !embedding_model.is_empty() && embedding_model != space.embedding_model {
         let shown: String = embedding_model.chars().take(255).collect();
         let both = format!(
@@ -456,16 +589,16 @@ fn read_embedding(
         f.wrong_because(Reason::ModelMismatch, "embedding_model", both);
     }
     let row = Embedding {
-        id: full_id(space, &own_id),
+        id: full_id(space.meta.uid, &own_id),
         meta: Meta::new(uid),
         space_uid: space.meta.uid,
         space_id: space.id.clone(),
         embedding_id: own_id,
         embedding_model: space.embedding_model.clone(),
         dimensions: space.dimensions,
-        subject_kind,
-        subject_id,
-        subject_version: version,
+        of_kind,
+        of_id,
+        of_version,
         decision_id: f.reference("decision_id", decision_id),
         owner_id: f.text("owner_id", owner_id, 255),
         vector_digest: String::new(),
@@ -521,9 +654,9 @@ impl From<Embedding> for pb::Embedding {
             embedding_id,
             embedding_model,
             dimensions,
-            subject_kind,
-            subject_id,
-            subject_version,
+            of_kind,
+            of_id,
+            of_version,
             decision_id,
             owner_id,
             vector_digest,
@@ -533,10 +666,10 @@ impl From<Embedding> for pb::Embedding {
             source,
             metadata,
         } = row;
-        let subject = (!subject_kind.is_empty()).then(|| pb::ResourceRef {
-            kind: kind_number(&subject_kind).into(),
-            id: subject_id,
-            version: subject_version,
+        let subject = (!of_kind.is_empty()).then(|| pb::ResourceRef {
+            kind: kind_number(&of_kind).into(),
+            id: of_id,
+            version: of_version,
         });
         Self {
             id: embedding_id,

@@ -194,6 +194,7 @@ fn read_refs(f: &mut Fields, refs: Vec<pb::ResourceRef>) -> Json {
             f.wrong("kind", format!("must be a known kind, and is {kind}"));
             return serde_json::Value::Null;
         };
+        f.reference_id(&name, &id);
         serde_json::json!({"kind": name, "id": f.id("id", id)})
     });
     json::of_value(&serde_json::Value::Array(refs))

@@ -86,6 +86,8 @@ struct Token {
     /// Seconds of the Unix epoch.
     expire: u64,
     snapshot: i64,
+    /// A server from before this does not say.
+    #[serde(default)]
     outgrown: bool,
     /// Microseconds of the Unix epoch.
     as_of: u64,

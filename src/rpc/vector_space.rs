@@ -2,7 +2,7 @@
 
 use super::descriptor::ReadMask;
 use super::json;
-use super::resource::{Get, GetRequest, New, Resource, read_new};
+use super::resource::{Get, GetRequest, New, Resource, read_delete, read_new};
 use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX};
 use super::{Answer, Api, Parts, open};
 use crate::pb;
@@ -10,8 +10,8 @@ use crate::store::caller::Caller;
 use crate::store::change::Create;
 use crate::store::noun::Noun;
 use crate::store::vector_space::{
-    COSINE, CreateSpace, DIMENSIONS_DEFAULT, DIMENSIONS_MAX, FLOAT32, MoveAlias, Moved,
-    UndeleteSpace, VectorSpace,
+    COSINE, CreateSpace, DIMENSIONS_DEFAULT, DIMENSIONS_MAX, DeleteSpace, FLOAT32, MoveAlias,
+    Moved, UndeleteSpace, VectorSpace,
 };
 use crate::{Error, Result};
 use tonic::{Request, Response};
@@ -120,8 +120,12 @@ crate::requests! { VectorSpace:
     get GetVectorSpaceRequest(vector_space_id);
     list ListVectorSpacesRequest("create_time" by [("create_time", true)]);
     update UpdateVectorSpaceRequest(vector_space);
-    delete DeleteVectorSpaceRequest(vector_space_id);
 }
+
+crate::requests!(@ask DeleteVectorSpaceRequest -> DeleteSpace,
+|fields, on_conflict, vector_space_id, etag, allow_missing| {
+    DeleteSpace(read_delete::<pb::VectorSpace>(fields, vector_space_id, etag, allow_missing, on_conflict).0)
+});
 
 crate::requests!(@ask CreateVectorSpaceRequest -> CreateSpace,
 |fields, on_conflict, vector_space_id, vector_space| {

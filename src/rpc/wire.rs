@@ -222,6 +222,13 @@ impl Fields {
         if value.is_empty() { value } else { self.id(field, value) }
     }
 
+    /// Refuses an id by which a kind is not referred to.
+    pub fn reference_id(&mut self, kind: &str, id: &str) {
+        if kind == "embedding" && !super::embedding::is_full_id(id) {
+            self.wrong("id", super::embedding::FULL_ID);
+        }
+    }
+
     /// An id that the server chooses where it is empty: the uid.
     pub fn new_id(&mut self, field: &str, value: String, uid: Uuid) -> String {
         if value.is_empty() { uid.to_string() } else { self.id(field, value) }
@@ -566,6 +573,7 @@ impl Fields {
                 return None;
             };
             let kind = facts.kind;
+            fields.reference_id(kind, &reference.id);
             Some(Precondition { kind, id: fields.id("id", reference.id), wants })
         })
     }

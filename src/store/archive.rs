@@ -198,7 +198,7 @@ impl Store {
     }
 
     /// Whether a call with this request id was made, as far as can be told now.
-    async fn was_requested(&self, caller: &Caller, request_id: &str) -> Result<bool> {
+    pub async fn was_requested(&self, caller: &Caller, request_id: &str) -> Result<bool> {
         let key = (&*caller.principal, caller.method, request_id, [0; 32]);
         let params = Arc::new(ledger::Keys::of(std::iter::once(key)).params());
         self.snapshot(caller, ledger::READ.name, move |snapshot| {

@@ -3,40 +3,38 @@
 use super::Store;
 use super::caller::Caller;
 use super::canonical::Json;
-use super::change::{
-    Created, Modify, OnConflict, Placed, create_all, in_order_of, modify_all, rows_of, stamp,
-};
+use super::change::{Created, Modify, OnConflict, Placed, create_all, modify_all, rows_of};
 use super::child::Parent;
+use super::facts;
 use super::filter::{Condition, Field, FieldKind, Filter, Op, Params, Value};
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
-use super::noun::Noun;
+use super::noun::{Meta, Noun, Reference};
 use super::postgres::read_rows;
 use super::snapshot::{Glance, Look, Snapshot, in_the_future};
 use super::vector::{Metric, Numbers, keep};
 use super::vector_space::VectorSpace;
-use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Tx};
-use crate::{Result, noun};
+use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use crate::{Error, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 noun! {
-    pub struct Embedding in "embedding" as embedding + [super::vector::QUERIES] {
+    pub struct Embedding in "embedding" as embedding + [QUERIES, super::vector::QUERIES] {
         pub space_uid: Uuid,
         pub space_id: String,
         /// Its id in its space.
         pub embedding_id: String,
         pub embedding_model: String,
         pub dimensions: i32,
-        /// As the log names it; empty for what is not recorded here.
-        pub subject_kind: String,
-        pub subject_id: String,
+        /// What is embedded, as the log names it; empty for what is not recorded here.
+        pub of_kind: String,
+        pub of_id: String,
         /// 0 for whatever version there is.
-        pub subject_version: i64,
+        pub of_version: i64,
         pub decision_id: String,
         pub owner_id: String,
         /// Of the vector, which stands in `embedding_vector`.
@@ -50,6 +48,15 @@ noun! {
 
     fn is_given(&self, field: &str) -> bool {
         !matches!(field, "space_uid" | "space_id" | "embedding_model" | "dimensions")
+    }
+
+    fn references(&self) -> Vec<Reference<'_>> {
+        let decision = ("decision_id", Some("decision"), &self.decision_id);
+        let of = ("subject.id", facts(&self.of_kind).map(|facts| facts.kind), &self.of_id);
+        let named = [decision, of].into_iter().filter_map(|(field, kind, id)| {
+            Some(Reference { field: field.into(), kind: kind?, id: id.into() })
+        });
+        named.collect()
     }
 
     fn size_bytes(&self) -> usize {
@@ -66,8 +73,8 @@ pub static LISTING: Listing = Listing {
     op: "embedding.LIST",
     fields: &[
         Field::new("id", "d.embedding_id", FieldKind::Text),
-        Field::new("subject_kind", "d.subject_kind", FieldKind::Text),
-        Field::new("subject_id", "d.subject_id", FieldKind::Text),
+        Field::new("subject_kind", "d.of_kind", FieldKind::Text),
+        Field::new("subject_id", "d.of_id", FieldKind::Text),
         Field::new("decision_id", "d.decision_id", FieldKind::Text),
         Field::new("owner_id", "d.owner_id", FieldKind::Text),
         Field::new("similarity_threshold", "d.similarity_threshold", FieldKind::Float).nullable(),
@@ -83,8 +90,49 @@ static SPACE: Field = Field::new("space_uid", "d.space_uid", FieldKind::Uuid);
 
 /// The id by which the store knows an embedding: that of its space first, so that it is unique in the tenant, also
 /// against those of a deleted space of the same id.
-pub fn full_id(space: &VectorSpace, id: &str) -> String {
-    format!("{}/{id}", space.meta.uid)
+pub fn full_id(space_uid: Uuid, id: &str) -> String {
+    format!("{space_uid}/{id}")
+}
+
+row! {
+    /// A space that is there.
+    pub struct LiveSpace {
+        pub uid: Uuid,
+    }
+}
+
+queries! { "embedding" {
+    /// Those of the spaces that are live; they stay so until the transaction ends.
+    LIVE_SPACES(Vec<Uuid>) -> LiveSpace =
+        "SELECT {*} FROM vector_space WHERE uid = ANY($1) AND delete_time IS NULL FOR KEY SHARE";
+} }
+
+impl Embedding {
+    /// Stands for one whose answer the ledger has; it is never written.
+    pub fn to_be_replayed(embedding_id: String) -> Self {
+        let uid = Uuid::nil();
+        let embedding_id = if embedding_id.is_empty() { uid.to_string() } else { embedding_id };
+        Self {
+            id: full_id(uid, &embedding_id),
+            meta: Meta::new(uid),
+            space_uid: uid,
+            space_id: String::new(),
+            embedding_id,
+            embedding_model: String::new(),
+            dimensions: 0,
+            of_kind: String::new(),
+            of_id: String::new(),
+            of_version: 0,
+            decision_id: String::new(),
+            owner_id: String::new(),
+            vector_digest: String::new(),
+            context: String::new(),
+            tags: Json::array(),
+            similarity_threshold: None,
+            source: Json::object(),
+            metadata: Json::object(),
+        }
+    }
 }
 
 /// What is in a space.
@@ -95,7 +143,11 @@ pub fn in_space(space: &VectorSpace, filter: Filter) -> Result<Filter> {
 
 /// Writes embeddings of a space with their vectors, all or none.
 pub struct WriteEmbeddings {
-    pub space: Arc<VectorSpace>,
+    pub space_uid: Uuid,
+    /// Its id, for whom it is gone.
+    pub space_id: String,
+    /// Whether its storage is FLOAT16.
+    pub is_half: bool,
     /// No two with one id.
     pub rows: Vec<Embedding>,
     /// Of each row, in the same order.
@@ -114,9 +166,6 @@ pub struct WrittenEmbeddings {
 impl Change for WriteEmbeddings {
     type Answer = WrittenEmbeddings;
 
-    const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<WrittenEmbeddings>> =
-        Some(foresee);
-
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.extend(self.rows.iter().map(|row| RowKey::new(&[Embedding::KIND, &row.id])));
     }
@@ -134,32 +183,39 @@ impl Change for WriteEmbeddings {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<WrittenEmbeddings>>>> {
         Box::pin(async move {
+            let spaces: Vec<Uuid> = changes.iter().map(|a| a.change.space_uid).collect();
+            let live = tx.run(&LIVE_SPACES, &(spaces,)).await?;
+            let is_live = |change: &Self| live.iter().any(|space| space.uid == change.space_uid);
             let creates: Vec<_> = changes
                 .iter()
+                .filter(|a| is_live(a.change))
                 .map(|a| (a.change.rows.as_slice(), a.change.on_conflict, a.caller))
                 .collect();
-            let results: Vec<Result<Created<Embedding>, _>> = create_all(tx, &creates).await?;
-            let mut outcomes = Vec::with_capacity(results.len());
-            for (result, Applied { change, .. }) in results.into_iter().zip(changes) {
-                let created = match result {
-                    Ok(created) => created,
-                    Err((error, true)) => {
+            let mut results = create_all(tx, &creates).await?.into_iter();
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for Applied { change, .. } in changes {
+                if !is_live(change) {
+                    let gone = Error::not_found(VectorSpace::KIND, &change.space_id);
+                    outcomes.push(Outcome::Failed(gone));
+                    continue;
+                }
+                let created: Created<Embedding> = match results.next() {
+                    Some(Ok(created)) => created,
+                    Some(Err((error, true))) => {
                         outcomes.push(Outcome::Spoiled(error));
                         continue;
                     }
-                    Err((error, false)) => {
+                    Some(Err((error, false))) => {
                         outcomes.push(Outcome::Failed(error));
                         continue;
                     }
+                    None => return Err(Error::internal("a create without a result")),
                 };
                 let pairs = created.rows.iter().zip(&change.vectors);
                 let new = pairs.filter(|((_, placed), _)| *placed != Placed::Equal);
-                let new: Vec<&Numbers> = new.map(|(_, vector)| vector).collect();
+                let new: Vec<_> = new.map(|((row, _), vector)| (row.meta.uid, vector)).collect();
+                keep(tx, change.is_half, &new).await?;
                 let written = new.len();
-                if written > 0 {
-                    let (statement, params) = keep(&change.space, new.into_iter());
-                    tx.run(statement, &params).await?;
-                }
                 let (entries, shown) = created.traces();
                 let rows = created.rows.into_iter().map(|(row, _)| row).collect();
                 let answer = WrittenEmbeddings { rows, written };
@@ -169,8 +225,20 @@ impl Change for WriteEmbeddings {
         })
     }
 
+    /// By the embeddings' own ids: what the name of the space stands for may have changed since.
     fn rebuild(&self, entries: &[LogRow]) -> Result<WrittenEmbeddings> {
-        let rows = in_order_of(&self.rows, rows_of(entries)?)?;
+        let mut found: Vec<Embedding> = rows_of(entries)?;
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for asked in &self.rows {
+            let chosen_by_server = asked.embedding_id == asked.meta.uid.to_string();
+            let is_it = |row: &Embedding| match chosen_by_server {
+                true => row.embedding_id == row.meta.uid.to_string(),
+                false => row.embedding_id == asked.embedding_id,
+            };
+            let place = found.iter().position(is_it);
+            let place = place.ok_or_else(|| Error::internal("a replayed answer lacks a row"))?;
+            rows.push(found.remove(place));
+        }
         // The call's own entries are the last ones; if it made none, its receipt says that nothing was written.
         let is_own = |entry: &&LogRow| {
             entries.last().is_some_and(|last| {
@@ -179,27 +247,6 @@ impl Change for WriteEmbeddings {
         };
         Ok(WrittenEmbeddings { rows, written: entries.iter().filter(is_own).count() })
     }
-}
-
-fn foresee(
-    changes: &[Applied<'_, WriteEmbeddings>],
-    now: SystemTime,
-) -> Foreseen<WrittenEmbeddings> {
-    let mut outcomes: Vec<(WrittenEmbeddings, _)> = Vec::with_capacity(changes.len());
-    let mut inserts = Vec::new();
-    for Applied { change, caller } in changes {
-        let rows: Vec<Embedding> =
-            change.rows.iter().map(|row| stamp(row, caller.acting(), now)).collect();
-        let entries = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
-        let written = rows.len();
-        outcomes.push((WrittenEmbeddings { rows, written }, entries));
-        let (statement, params) = keep(&change.space, change.vectors.iter());
-        inserts.push(Insert::beside(statement, params));
-    }
-    let rows: Vec<&Embedding> = outcomes.iter().flat_map(|(answer, _)| &answer.rows).collect();
-    let mut all = Insert::all_of(&rows);
-    all.extend(inserts);
-    Foreseen { inserts: all, outcomes }
 }
 
 /// Deletes embeddings, all or none.
@@ -301,7 +348,7 @@ impl Nearest {
             .into_iter()
             .map(|mut source| {
                 source.from.push_str(
-                    "\nJOIN embedding_vector AS x ON x.space_uid = d.space_uid AND x.digest = d.vector_digest",
+                    "\nJOIN embedding_vector AS x ON x.embedding_uid = d.uid AND x.digest = d.vector_digest",
                 );
                 let rows = source.rows(&select, &[&conditions]);
                 format!("({rows}\nORDER BY distance, d.uid\nLIMIT {limit})")
@@ -364,21 +411,27 @@ impl Store {
         .await
     }
 
-    /// Vectors of a space by their digests, as they are kept.
+    /// The vectors of these versions of embeddings, by their uids and digests.
     pub async fn vectors(
         &self,
         caller: &Caller,
-        space_uid: Uuid,
-        digests: Vec<String>,
-    ) -> Result<HashMap<String, Vec<f32>>> {
+        rows: &[Embedding],
+    ) -> Result<HashMap<(Uuid, String), Vec<f32>>> {
         let mut params = Params::default();
-        let (space, digests) = (params.push(space_uid), params.push(digests));
+        let uids = params.push(rows.iter().map(|row| row.meta.uid).collect::<Vec<_>>());
+        let digests =
+            params.push(rows.iter().map(|row| row.vector_digest.clone()).collect::<Vec<_>>());
         let sql = format!(
-            "SELECT digest, COALESCE(vector::real[], half::real[]) AS numbers FROM embedding_vector \
-             WHERE space_uid = {space} AND digest = ANY({digests})"
+            "SELECT x.embedding_uid, x.digest, COALESCE(x.vector::real[], x.half::real[]) AS numbers \
+             FROM unnest({uids}, {digests}) AS u (uid, digest) \
+             JOIN embedding_vector AS x ON x.embedding_uid = u.uid AND x.digest = u.digest"
         );
         let look = Look { sql, params, common: false, since: None };
         let Glance { rows, .. } = self.glance(caller, "embedding_vector.READ", look).await?;
-        rows.iter().map(|row| Ok((row.try_get("digest")?, row.try_get("numbers")?))).collect()
+        let found = rows.iter().map(|row| {
+            let key = (row.try_get("embedding_uid")?, row.try_get("digest")?);
+            Ok((key, row.try_get("numbers")?))
+        });
+        found.collect()
     }
 }

@@ -2,17 +2,21 @@
 
 use super::log::hex;
 use super::vector_space::{COSINE, FLOAT16, VectorSpace};
-use crate::{Reason, queries};
+use super::write::Tx;
+use crate::{Reason, Result, queries};
 use bytes::{BufMut, BytesMut};
 use half::f16;
 use pgvector::{HalfVector, Vector};
 use sha2::{Digest, Sha256};
-use std::error::Error;
+use std::error::Error as StdError;
 use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
 use uuid::Uuid;
 
-/// So long that no metric can overflow: neither the squares of a difference nor an inner product.
-const SQUARES_MAX: f32 = f32::MAX / 4.0;
+/// So long that no metric can overflow, in whatever order pgvector adds up: neither the squares of a difference nor an
+/// inner product.
+const SQUARES_MAX: f64 = (f32::MAX / 8.0) as f64;
+/// Below this the squares lose digits, and with them the angle is wrong.
+const SQUARES_MIN: f64 = f32::MIN_POSITIVE as f64;
 
 /// A vector as its space keeps it.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +28,10 @@ pub struct Numbers {
 
 impl Numbers {
     /// Holds values to a space. The error says what is wrong with the vector: why, and how it must be.
-    pub fn of(space: &VectorSpace, mut values: Vec<f32>) -> Result<Self, (Reason, String)> {
+    pub fn of(
+        space: &VectorSpace,
+        mut values: Vec<f32>,
+    ) -> std::result::Result<Self, (Reason, String)> {
         let (expected, actual) = (space.dimensions, values.len());
         if usize::try_from(expected) != Ok(actual) {
             let both = format!(
@@ -49,15 +56,14 @@ impl Numbers {
                 *value = kept.to_f32();
             }
         }
-        // As pgvector adds them up.
-        let squares: f32 = values.iter().map(|value| value * value).sum();
+        let squares: f64 = values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
         if squares > SQUARES_MAX {
             let what = format!("is too long: its squares must add up to at most {SQUARES_MAX:e}");
             return Err((Reason::VectorInvalid, what));
         }
-        if space.metric == COSINE && squares == 0.0 {
-            let what =
-                "must not be zero under COSINE, nor so small that its squares are".to_owned();
+        if space.metric == COSINE && squares < SQUARES_MIN {
+            let least = format!("its squares must add up to at least {SQUARES_MIN:e}");
+            let what = format!("must not be zero under COSINE: {least}");
             return Err((Reason::ZeroVector, what));
         }
         let digest = hex(&Sha256::digest(f32_le(&values)));
@@ -116,34 +122,26 @@ pub fn score(space: &VectorSpace, distance: f64) -> f64 {
 }
 
 queries! { "embedding_vector" {
-    /// Keeps vectors that are not there yet: (space, digests, vectors). None of them goes before the transaction ends,
-    /// because a purge asks for the same lock alone.
-    KEEP(Uuid, Vec<String>, Array) -> () =
-        "INSERT INTO embedding_vector (space_uid, digest, vector) SELECT $1, u.digest, u.vector \
-         FROM (SELECT pg_advisory_xact_lock_shared(hashtextextended('casebook.embedding_vector', \
-         hashtextextended(current_setting('casebook.tenant'), 0)))) AS held, \
-         unnest($2::text[], $3::public.vector[]) AS u (digest, vector) ON CONFLICT DO NOTHING";
+    /// Keeps vectors that their embeddings have not had yet: (embeddings, digests, vectors).
+    KEEP(Vec<Uuid>, Vec<String>, Array) -> () =
+        "INSERT INTO embedding_vector (embedding_uid, digest, vector) SELECT * \
+         FROM unnest($1::uuid[], $2::text[], $3::public.vector[]) ON CONFLICT DO NOTHING";
     /// The same in a space of FLOAT16.
-    KEEP_HALF(Uuid, Vec<String>, Array) -> () =
-        "INSERT INTO embedding_vector (space_uid, digest, half) SELECT $1, u.digest, u.half \
-         FROM (SELECT pg_advisory_xact_lock_shared(hashtextextended('casebook.embedding_vector', \
-         hashtextextended(current_setting('casebook.tenant'), 0)))) AS held, \
-         unnest($2::text[], $3::public.halfvec[]) AS u (digest, half) ON CONFLICT DO NOTHING";
+    KEEP_HALF(Vec<Uuid>, Vec<String>, Array) -> () =
+        "INSERT INTO embedding_vector (embedding_uid, digest, half) SELECT * \
+         FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) ON CONFLICT DO NOTHING";
 } }
 
-/// The statement that keeps vectors of a space, and what it takes. In the order of their digests, so that two
-/// transactions with the same vectors do not wait for each other.
-pub(super) fn keep<'a>(
-    space: &VectorSpace,
-    vectors: impl Iterator<Item = &'a Numbers>,
-) -> (&'static super::query::Query<(Uuid, Vec<String>, Array), ()>, (Uuid, Vec<String>, Array)) {
-    let mut vectors: Vec<&Numbers> = vectors.collect();
-    vectors.sort_unstable_by(|a, b| a.digest.cmp(&b.digest));
-    vectors.dedup_by(|a, b| a.digest == b.digest);
-    let digests = vectors.iter().map(|vector| vector.digest.clone()).collect();
-    let is_half = space.storage == FLOAT16;
-    let array = Array::of(&vectors, is_half);
-    (if is_half { &KEEP_HALF } else { &KEEP }, (space.meta.uid, digests, array))
+/// Keeps vectors of embeddings.
+pub(super) async fn keep(tx: &Tx<'_>, is_half: bool, vectors: &[(Uuid, &Numbers)]) -> Result<()> {
+    if vectors.is_empty() {
+        return Ok(());
+    }
+    let uids = vectors.iter().map(|(uid, _)| *uid).collect();
+    let digests = vectors.iter().map(|(_, vector)| vector.digest.clone()).collect();
+    let params = (uids, digests, Array::of(vectors, is_half));
+    tx.run(if is_half { &KEEP_HALF } else { &KEEP }, &params).await?;
+    Ok(())
 }
 
 /// Vectors as PostgreSQL reads an array of them. The number of their type is the database's own, so it is filled in when
@@ -152,22 +150,22 @@ pub(super) fn keep<'a>(
 pub struct Array {
     is_half: bool,
     /// Or what is wrong with them.
-    bytes: Result<BytesMut, String>,
+    bytes: std::result::Result<BytesMut, String>,
 }
 
 /// Where in an array the number of its members' type stands.
 const MEMBER_OID: std::ops::Range<usize> = 8..12;
 
 impl Array {
-    fn of(vectors: &[&Numbers], is_half: bool) -> Self {
+    fn of(vectors: &[(Uuid, &Numbers)], is_half: bool) -> Self {
         Self { is_half, bytes: Self::encode(vectors, is_half).map_err(|error| error.to_string()) }
     }
 
     fn encode(
-        vectors: &[&Numbers],
+        vectors: &[(Uuid, &Numbers)],
         is_half: bool,
-    ) -> Result<BytesMut, Box<dyn Error + Sync + Send>> {
-        let size = vectors.iter().map(|vector| 8 + vector.values.len() * 4).sum::<usize>();
+    ) -> std::result::Result<BytesMut, Box<dyn StdError + Sync + Send>> {
+        let size = vectors.iter().map(|(_, vector)| 8 + vector.values.len() * 4).sum::<usize>();
         let mut array = BytesMut::with_capacity(20 + size);
         // One dimension without NULLs, of members of a type, so many, which count from 1.
         array.put_i32(1);
@@ -175,7 +173,7 @@ impl Array {
         array.put_u32(0);
         array.put_i32(i32::try_from(vectors.len())?);
         array.put_i32(1);
-        for vector in vectors {
+        for (_, vector) in vectors {
             let place = array.len();
             array.put_i32(0);
             // They do not look at the type.
@@ -200,7 +198,7 @@ impl ToSql for Array {
         &self,
         ty: &Type,
         out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+    ) -> std::result::Result<IsNull, Box<dyn StdError + Sync + Send>> {
         let bytes = self.bytes.as_ref().map_err(String::as_str)?;
         let member = match ty.kind() {
             Kind::Array(member) if (member.name() == "halfvec") == self.is_half => member,

@@ -6,11 +6,12 @@ use super::canonical::{Json, write_value};
 use super::change::{Create, Modify, advance, modified_outcome, modify_all, rows_of};
 use super::child::Parent;
 use super::filter::{Condition, Field, FieldKind, Filter, Op, Value};
+use super::legal_hold;
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
 use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
-use crate::{Error, Result, noun, queries, row};
+use crate::{Error, Reason, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
 use std::collections::HashSet;
 
@@ -83,7 +84,23 @@ row! {
     }
 }
 
+row! {
+    /// A hold on an embedding of a space.
+    pub struct HeldWithin {
+        pub space_id: String,
+        pub hold_id: String,
+        pub held_id: String,
+    }
+}
+
 queries! { "vector_space" {
+    /// Of live spaces those in which embeddings are held, by their full ids, each with one of the holds.
+    HELD_WITHIN(Vec<String>) -> HeldWithin =
+        "SELECT DISTINCT ON (s.id) s.id AS space_id, h.id AS hold_id, r.value ->> 'id' AS held_id \
+         FROM vector_space AS s CROSS JOIN legal_hold AS h CROSS JOIN LATERAL jsonb_array_elements(h.refs) AS r \
+         WHERE s.id = ANY($1) AND s.delete_time IS NULL AND h.release_time IS NULL AND h.delete_time IS NULL \
+         AND r.value ->> 'kind' = 'embedding' AND starts_with(r.value ->> 'id', s.uid::text || '/') \
+         ORDER BY s.id, h.id, held_id";
     /// Whoever gives out a name holds this until the transaction ends, so that no two give out the same one: an alias
     /// is in no unique index.
     LOCK_NAMES() -> () = "SELECT pg_advisory_xact_lock(hashtextextended('casebook.vector_space', \
@@ -110,6 +127,11 @@ impl VectorSpace {
     }
 }
 
+/// Two that give out names do not wait for each other in PostgreSQL, each with locks that the other wants.
+fn names() -> RowKey {
+    RowKey::new(&["vector_space.names"])
+}
+
 /// Creates spaces, under ids that are no aliases.
 pub struct CreateSpace(pub Create<VectorSpace>);
 
@@ -117,6 +139,7 @@ impl Change for CreateSpace {
     type Answer = Vec<VectorSpace>;
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.push(names());
         self.0.touches(rows);
     }
 
@@ -159,6 +182,64 @@ impl Change for CreateSpace {
     }
 }
 
+/// Deletes a space, and hides its embeddings with it.
+pub struct DeleteSpace(pub Modify<VectorSpace>);
+
+impl Change for DeleteSpace {
+    type Answer = Option<VectorSpace>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        self.0.touches(rows);
+    }
+
+    fn size_bytes(&self) -> usize {
+        0
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.0.about()
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<VectorSpace>>>>> {
+        Box::pin(async move {
+            // From here on no hold can begin.
+            tx.run(&legal_hold::SHARE, &()).await?;
+            let ids = changes.iter().map(|a| a.change.0.id.clone()).collect();
+            let mut held = tx.run(&HELD_WITHIN, &(ids,)).await?;
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for Applied { change: Self(delete), caller } in changes {
+                if let Some(n) = held.iter().position(|held| held.space_id == delete.id) {
+                    let HeldWithin { hold_id, held_id, .. } = held.swap_remove(n);
+                    outcomes.push(Outcome::Failed(Error::Refused {
+                        reason: Reason::OnHold,
+                        message: format!(
+                            "embedding \"{held_id}\" of vector_space \"{}\" is kept by the legal hold \
+                             \"{hold_id}\"; release it first",
+                            delete.id
+                        ),
+                        metadata: vec![("legal_hold_id", hold_id)],
+                    }));
+                    continue;
+                }
+                let result = modify_all(tx, &[(delete, caller)]).await?.pop();
+                outcomes.push(match result {
+                    Some(Ok(modified)) => modified_outcome(modified, delete.action),
+                    Some(Err(error)) => Outcome::Failed(error),
+                    None => return Err(Error::internal("a deletion without a result")),
+                });
+            }
+            Ok(outcomes)
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<VectorSpace>> {
+        self.0.rebuild(entries)
+    }
+}
+
 /// Brings back the space deleted last under an id, with those of its aliases that are still free.
 pub struct UndeleteSpace(pub String);
 
@@ -166,7 +247,7 @@ impl Change for UndeleteSpace {
     type Answer = Option<VectorSpace>;
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
-        rows.push(RowKey::new(&[VectorSpace::KIND, &self.0]));
+        rows.extend([names(), RowKey::new(&[VectorSpace::KIND, &self.0])]);
     }
 
     fn size_bytes(&self) -> usize {
@@ -314,6 +395,7 @@ impl Change for MoveAlias {
     type Answer = Moved;
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
+        rows.push(names());
         rows.extend(self.to.iter().map(|id| RowKey::new(&[VectorSpace::KIND, id])));
     }
 

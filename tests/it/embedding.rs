@@ -209,7 +209,9 @@ async fn what_is_there_is_settled_as_the_caller_asks() {
     );
     let other = client.upsert_embedding(how(&[1.0, 2.5], ReturnIfEqual));
     let status = fails!(other, AlreadyExists, "EXISTS_DIFFERENT");
-    assert_eq!(info(&status)["fields"], "vector_digest");
+    assert_eq!(info(&status)["fields"], "vector");
+    // By the id that callers know.
+    assert!(status.message().contains("embedding \"e\""), "{status:?}");
     let two = ok!(client.upsert_embedding(how(&[1.0, 2.5], Replace))).embedding.unwrap();
     assert_eq!(two.meta.unwrap().version, 2);
     // A repeated call happens once, with the first answer.
@@ -264,6 +266,7 @@ async fn a_vector_that_is_none_of_the_spaces_is_refused() {
         ("s", "vector", "VECTOR_INVALID", floats(&[3.0e19, 0.0, 0.0])),
         ("s", "vector", "ZERO_VECTOR", floats(&[0.0, -0.0, 0.0])),
         ("s", "vector", "ZERO_VECTOR", floats(&[1.0e-30, 0.0, 0.0])),
+        ("half", "vector", "VECTOR_INVALID", floats(&[1.0e30, 0.0, 0.0])),
         ("half", "vector", "VECTOR_INVALID", floats(&[65_520.0, 0.0, 0.0])),
         ("s", "vector", "FIELD_INVALID", None),
         ("s", "vector", "FIELD_INVALID", Some(pb::Vector { data: None })),
@@ -302,6 +305,10 @@ async fn a_vector_that_is_none_of_the_spaces_is_refused() {
         fails!(client.upsert_embedding(upsert("s", subject)), InvalidArgument, "FIELD_INVALID");
     let expected = ["kind", "version", "id"].map(|field| format!("embedding.subject.{field}"));
     assert_eq!(wrong_fields(&status), expected);
+    let long = embedding(&"x".repeat(219), &good);
+    let status =
+        fails!(client.upsert_embedding(upsert("s", long)), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["embedding.id"]);
     // A space that is not there.
     fails!(client.upsert_embedding(upsert("x", embedding("e", &good))), NotFound, "NOT_FOUND");
     fails!(client.search_vectors(search(near("x", &good, 1))), NotFound, "NOT_FOUND");
@@ -415,26 +422,33 @@ async fn a_purged_embedding_takes_its_vectors_along() {
     let who = world.anonymous();
     let mut client = who.vectors();
     space(&who, "s", 2, DistanceMetric::L2).await;
-    // Two versions of one, and another one with the second's vector.
-    ok!(client.upsert_embedding(upsert("s", embedding("a", &[1.0, 1.0]))));
-    ok!(client.upsert_embedding(upsert("s", embedding("a", &[2.0, 2.0]))));
-    ok!(client.upsert_embedding(upsert("s", embedding("b", &[2.0, 2.0]))));
+    // Two versions of one, and another one that had and has both vectors.
+    for id in ["a", "b"] {
+        for value in [1.0, 2.0] {
+            ok!(client.upsert_embedding(upsert("s", embedding(id, &[value, value]))));
+        }
+    }
+    let b = ok!(client.get_embedding(get("s", "b"))).embedding.unwrap();
     ok!(client.delete_embedding(delete("s", "a")));
     let owner = world.superuser().await;
     let vectors =
         "SELECT array_agg(vector::text ORDER BY vector::text) FROM casebook.embedding_vector";
     let vectors = async || owner.query_one(vectors, &[]).await.unwrap().get::<_, Vec<String>>(0);
-    assert_eq!(vectors().await, ["[1,1]", "[2,2]"]);
+    assert_eq!(vectors().await, ["[1,1]", "[1,1]", "[2,2]", "[2,2]"]);
     let purged = ok!(who.retention().purge_resources(pb::PurgeResourcesRequest {
         kind: pb::ResourceKind::Embedding.into(),
         max_resources: 1000,
         ..Default::default()
     }));
     assert_eq!(purged.purged_count, 1);
-    assert_eq!(vectors().await, ["[2,2]"]);
+    assert_eq!(vectors().await, ["[1,1]", "[2,2]"]);
     assert_eq!(ids(&found(&who, near("s", &[0.0, 0.0], 10)).await), ["b"]);
+    let first = pb::GetEmbeddingRequest { version: 1, read_mask: mask(&["*"]), ..get("s", "b") };
+    let first = ok!(client.get_embedding(first)).embedding.unwrap();
+    assert_eq!((first.vector, first.meta.unwrap().uid), (bytes(&[1.0, 1.0]), b.meta.unwrap().uid));
     let spaces = pb::PurgeResourcesRequest {
         kind: pb::ResourceKind::VectorSpace.into(),
+        max_resources: 1000,
         ..Default::default()
     };
     fails!(who.retention().purge_resources(spaces), InvalidArgument, "FIELD_INVALID");
@@ -485,5 +499,142 @@ async fn no_embedding_is_left_without_its_vector() {
     assert!(purger.await.expect("the purger") >= 300);
     let hits = found(&who, near("s", &[0.0, 0.0], 100)).await;
     assert_eq!(hits.len(), 8);
+    world.close().await;
+}
+
+/// Whatever a name stands for by then, a repeated call gives the first answer.
+#[tokio::test]
+async fn a_repeated_call_outlives_the_name_of_its_space() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.vectors();
+    space(&who, "old", 2, DistanceMetric::L2).await;
+    space(&who, "new", 3, DistanceMetric::L2).await;
+    let point = async |id: &str| {
+        ok!(who.spaces().set_vector_space_alias(pb::SetVectorSpaceAliasRequest {
+            alias: "live".into(),
+            vector_space_id: id.into(),
+            options: None,
+        }));
+    };
+    point("old").await;
+    let some = ["b", "a"].map(|id| embedding(id, &[1.0, 2.0]));
+    let write = pb::BatchUpsertEmbeddingsRequest {
+        options: Some(request("write")),
+        ..batch("live", some.clone())
+    };
+    let written = ok!(client.batch_upsert_embeddings(write.clone()));
+    let equal =
+        pb::BatchUpsertEmbeddingsRequest { options: Some(request("equal")), ..batch("live", some) };
+    let unchanged = ok!(client.batch_upsert_embeddings(equal.clone()));
+    assert_eq!((written.written_count, unchanged.written_count), (2, 0));
+    let remove =
+        pb::DeleteEmbeddingRequest { options: Some(request("remove")), ..delete("live", "a") };
+    let removed = ok!(client.delete_embedding(remove.clone())).embedding;
+    assert!(removed.is_some());
+    for gone in [false, true] {
+        // First it is another space's, whose vectors are longer; then nobody's.
+        if gone {
+            for id in ["old", "new"] {
+                ok!(who.spaces().delete_vector_space(pb::DeleteVectorSpaceRequest {
+                    vector_space_id: id.into(),
+                    ..Default::default()
+                }));
+            }
+        } else {
+            point("new").await;
+        }
+        let replay = ok!(client.batch_upsert_embeddings(write.clone()));
+        assert!(replay.receipt.unwrap().replayed);
+        assert_eq!(replay.embedding_ids, ["b", "a"]);
+        assert_eq!(replay.written_count, 2);
+        let replay = ok!(client.batch_upsert_embeddings(equal.clone()));
+        assert_eq!((replay.written_count, replay.embedding_ids), (0, vec!["b".into(), "a".into()]));
+        assert_eq!(ok!(client.delete_embedding(remove.clone())).embedding, removed);
+        // Another request under the same id is refused all the same.
+        let other = pb::BatchUpsertEmbeddingsRequest {
+            options: Some(request("write")),
+            ..batch("live", [embedding("c", &[1.0, 2.0])])
+        };
+        fails!(client.batch_upsert_embeddings(other), InvalidArgument, "REQUEST_ID_REUSED");
+    }
+    let fresh =
+        pb::DeleteEmbeddingRequest { options: Some(request("fresh")), ..delete("live", "a") };
+    fails!(client.delete_embedding(fresh), NotFound, "NOT_FOUND");
+    world.close().await;
+}
+
+/// A hold names an embedding by its space's uid and its id, and keeps it from every deletion.
+#[tokio::test]
+async fn what_is_held_stays_and_what_is_referred_to_must_be_there() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.vectors();
+    space(&who, "s", 2, DistanceMetric::L2).await;
+    ok!(client.upsert_embedding(upsert("s", embedding("e", &[1.0, 2.0]))));
+    let uid = ok!(who.spaces().get_vector_space(pb::GetVectorSpaceRequest {
+        vector_space_id: "s".into(),
+        ..Default::default()
+    }));
+    let uid = uid.vector_space.unwrap().meta.unwrap().uid;
+    let hold = |id: &str| pb::CreateLegalHoldRequest {
+        legal_hold_id: "h".into(),
+        legal_hold: Some(pb::LegalHold {
+            reason: "a lawsuit".into(),
+            refs: vec![reference(pb::ResourceKind::Embedding, id, 0)],
+            ..Default::default()
+        }),
+        options: None,
+    };
+    let status =
+        fails!(who.retention().create_legal_hold(hold("e")), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["legal_hold.refs[0].id"]);
+    ok!(who.retention().create_legal_hold(hold(&format!("{uid}/e"))));
+    let status = fails!(client.delete_embedding(delete("s", "e")), FailedPrecondition, "ON_HOLD");
+    assert!(status.message().contains("embedding \"e\""), "{status:?}");
+    let gone =
+        || pb::DeleteVectorSpaceRequest { vector_space_id: "s".into(), ..Default::default() };
+    fails!(who.spaces().delete_vector_space(gone()), FailedPrecondition, "ON_HOLD");
+    ok!(who.retention().release_legal_hold(pb::ReleaseLegalHoldRequest {
+        legal_hold_id: "h".into(),
+        reason: "settled".into(),
+        options: None,
+    }));
+    // The audit log knows it by the same id.
+    let asked = |id: &str| pb::ListAuditEntriesRequest {
+        target: Some(reference(pb::ResourceKind::Embedding, id, 0)),
+        ..Default::default()
+    };
+    let full = format!("{uid}/e");
+    assert_eq!(ok!(who.audit().list_audit_entries(asked(&full))).entries.len(), 1);
+    fails!(who.audit().list_audit_entries(asked("e")), InvalidArgument, "FIELD_INVALID");
+    ok!(who.spaces().delete_vector_space(gone()));
+
+    // Where a tenant is strict, so are embeddings.
+    ok!(world.as_tenant("system").tenants().create_tenant(pb::CreateTenantRequest {
+        tenant_id: "strict".into(),
+        tenant: Some(pb::Tenant { strict_references: true, ..Default::default() }),
+        options: None,
+    }));
+    let strict = world.as_tenant("strict");
+    space(&strict, "s", 2, DistanceMetric::L2).await;
+    let of = pb::Embedding { decision_id: "no".into(), ..embedding("e", &[1.0, 2.0]) };
+    let status = fails!(
+        strict.vectors().upsert_embedding(upsert("s", of)),
+        FailedPrecondition,
+        "REFERENCE_MISSING"
+    );
+    assert_eq!(info(&status)["field"], "decision_id");
+    let of = pb::Embedding {
+        subject: Some(reference(pb::ResourceKind::Claim, "no", 0)),
+        ..embedding("e", &[1.0, 2.0])
+    };
+    let status = fails!(
+        strict.vectors().upsert_embedding(upsert("s", of)),
+        FailedPrecondition,
+        "REFERENCE_MISSING"
+    );
+    assert_eq!(info(&status)["field"], "subject.id");
+    ok!(strict.vectors().upsert_embedding(upsert("s", embedding("e", &[1.0, 2.0]))));
     world.close().await;
 }

@@ -12,7 +12,7 @@ use crate::store::canonical::to_micros;
 use crate::store::log::Entry;
 use crate::store::noun::Noun;
 use crate::store::postgres::{Conn, in_order, read_rows};
-use crate::store::query::{Params, Query};
+use crate::store::query::Params;
 use crate::store::request_ledger as ledger;
 use crate::store::tenant::TenantSet;
 use crate::{Error, Result};
@@ -60,13 +60,6 @@ impl Insert {
             all.push(Self { sql: resolve.sql(), columns: Box::new((ids, uids)), rows: None });
         }
         all
-    }
-}
-
-impl Insert {
-    /// A statement that may find its rows there.
-    pub fn beside<P: Params + 'static>(statement: &'static Query<P, ()>, params: P) -> Self {
-        Self { sql: statement.sql(), columns: Box::new(params), rows: None }
     }
 }
 

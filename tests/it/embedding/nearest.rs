@@ -32,12 +32,12 @@ async fn bad_queries_are_refused_by_field() {
     let like = pb::VectorQuery { target: Some(like), ..good() };
     fails!(client.search_vectors(search(like)), NotFound, "NOT_FOUND");
     let several = |queries| pb::BatchSearchVectorsRequest { queries, ..Default::default() };
-    for queries in [vec![], vec![good(); 101]] {
+    for queries in [vec![], vec![good(); 101], vec![pb::VectorQuery { top_k: 501, ..good() }; 2]] {
         let status =
             fails!(client.batch_search_vectors(several(queries)), InvalidArgument, "FIELD_INVALID");
         assert_eq!(wrong_fields(&status), ["queries"]);
     }
-    let second = pb::VectorQuery { top_k: 1001, ..good() };
+    let second = pb::VectorQuery { top_k: -1, ..good() };
     let status = fails!(
         client.batch_search_vectors(several(vec![good(), second])),
         InvalidArgument,

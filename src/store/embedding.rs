@@ -1,4 +1,4 @@
-//! Embeddings: what a vector in a space stands for. The vector itself is kept once, beside them, by its digest.
+//! Embeddings: what a vector in a space stands for. The vectors of their versions stand beside them, by their digests.
 
 use super::Store;
 use super::caller::Caller;
@@ -282,6 +282,12 @@ impl Change for DeleteEmbeddings {
             let mut results = modify_all(tx, &pairs).await?.into_iter();
             let mut outcomes = Vec::with_capacity(changes.len());
             for Applied { change, .. } in changes {
+                // Only a replay names none, so the ledger has forgotten its answer this moment.
+                if change.0.is_empty() {
+                    let gone = Error::not_found(VectorSpace::KIND, "");
+                    outcomes.push(Outcome::Failed(gone));
+                    continue;
+                }
                 let (mut gone, mut wrong) = (Vec::new(), None);
                 for result in results.by_ref().take(change.0.len()) {
                     match result {

@@ -281,3 +281,31 @@ fn distance(metric: DistanceMetric, a: &[f32], b: &[f32]) -> f64 {
         _ => pairs().map(|(a, b)| (a - b).abs()).sum(),
     }
 }
+
+/// What is asked for is weighed before it is read.
+#[tokio::test]
+async fn more_vectors_than_an_answer_holds_are_refused() {
+    let world = World::with(&[("message_out_max_bytes", "65536")]).await;
+    let who = world.anonymous();
+    space(&who, "s", 16_000, DistanceMetric::L2).await;
+    for id in ["a", "b"] {
+        ok!(who.vectors().upsert_embedding(upsert("s", embedding(id, &[1.0; 16_000]))));
+    }
+    let masked = |paths: &[&str], top_k| pb::SearchVectorsRequest {
+        read_mask: mask(paths),
+        ..search(near("s", &[1.0; 16_000], top_k))
+    };
+    let status =
+        fails!(who.vectors().search_vectors(masked(&["*"], 2)), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["read_mask"]);
+    assert!(status.message().contains("128000 bytes"), "{status:?}");
+    assert_eq!(ok!(who.vectors().search_vectors(masked(&["*"], 1))).hits.len(), 1);
+    assert_eq!(ok!(who.vectors().search_vectors(masked(&[], 2))).hits.len(), 2);
+    let listed = pb::ListEmbeddingsRequest {
+        vector_space_id: "s".into(),
+        read_mask: mask(&["vector"]),
+        ..Default::default()
+    };
+    fails!(who.vectors().list_embeddings(listed), InvalidArgument, "FIELD_INVALID");
+    world.close().await;
+}

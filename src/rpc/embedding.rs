@@ -1,27 +1,25 @@
 //! VectorService: embeddings and the search for the nearest, checked and worded.
 
+mod search;
+
 use super::descriptor::ReadMask;
 use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX, Write, kind_name, kind_number};
-use super::{Answer, Api, Paged, Parts, Selection, filter, json, open};
+use super::{Answer, Api, Paged, Parts, Selection, json, open};
 use crate::pb;
 use crate::store::caller::Caller;
 use crate::store::change::Modify;
 use crate::store::embedding::{
-    self, DeleteEmbeddings, Embedding, Near, Nearest, WriteEmbeddings, WrittenEmbeddings, full_id,
-    in_space,
+    self, DeleteEmbeddings, Embedding, WriteEmbeddings, WrittenEmbeddings, full_id, in_space,
 };
-use crate::store::filter::Filter;
 use crate::store::noun::{Meta, Noun};
-use crate::store::vector::{Numbers, f32_le, from_f32_le, score};
+use crate::store::vector::{Numbers, f32_le, from_f32_le};
 use crate::store::vector_space::{FLOAT16, VectorSpace};
 use crate::store::write::WriteOptions;
 use crate::{Error, Reason, Result};
-use std::sync::Arc;
+use search::{TOP_K, TOP_K_MAX};
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-const TOP_K: i32 = 10;
-const TOP_K_MAX: i32 = 1000;
 const QUERIES_MAX: usize = 100;
 /// With the space's uid and a slash before it, it is an id like any other.
 const ID_BYTES_MAX: usize = wire::ID_BYTES_MAX - UID_BYTES - 1;
@@ -343,111 +341,6 @@ impl Parts {
             }
             _ => Ok(false),
         }
-    }
-
-    /// The hits of each query, all at one moment. A query comes with its place in the request.
-    async fn search_spaces(
-        &self,
-        caller: &Caller,
-        queries: Vec<(String, pb::VectorQuery)>,
-        consistency: Option<pb::Consistency>,
-        read_mask: Option<prost_types::FieldMask>,
-    ) -> Result<(Vec<Vec<pb::VectorHit>>, i64)> {
-        let mask = Mask::new(read_mask)?;
-        let seq = self.read_at(caller, consistency).await?;
-        let mut searches = Vec::with_capacity(queries.len());
-        let mut limits = Vec::with_capacity(queries.len());
-        for (at, query) in queries {
-            let pb::VectorQuery {
-                vector_space_id,
-                target,
-                top_k,
-                min_score,
-                max_distance,
-                r#where,
-            } = query;
-            let field = format!("{at}.vector_space_id");
-            let space = Arc::new(self.space(caller, &field, vector_space_id, seq).await?);
-            let asked =
-                filter::selector(embedding::LISTING.fields, r#where, &format!("{at}.where"))?;
-            let mut fields = Fields::default();
-            let (target, but) = match target {
-                Some(pb::vector_query::Target::LikeEmbeddingId(id)) => {
-                    let id = wire::id(&format!("{at}.like_embedding_id"), id)?;
-                    let (numbers, uid) = self.vector_of(caller, &space, id, seq).await?;
-                    (Some(numbers), Some(uid))
-                }
-                Some(pb::vector_query::Target::Vector(vector)) => {
-                    (fields.within(&at, |fields| read_vector(fields, Some(vector), &space)), None)
-                }
-                None => {
-                    fields.wrong(&at, "must have a vector or a like_embedding_id");
-                    (None, None)
-                }
-            };
-            let top_k = fields.within(&at, |fields| {
-                let finite = |fields: &mut Fields, name, limit: Option<f64>| {
-                    if limit.is_some_and(|limit| !limit.is_finite()) {
-                        fields.wrong(name, "must be finite");
-                    }
-                };
-                finite(fields, "min_score", min_score);
-                finite(fields, "max_distance", max_distance);
-                match top_k {
-                    0 => TOP_K,
-                    1..=TOP_K_MAX => top_k,
-                    _ => {
-                        let range = format!("must be 1 to {TOP_K_MAX}, or 0 for {TOP_K}");
-                        fields.wrong("top_k", format!("{range}, and is {top_k}"));
-                        TOP_K
-                    }
-                }
-            });
-            let Some(target) = fields.finish(target)? else {
-                return Err(Error::internal("a query without a target"));
-            };
-            let filter: Filter = in_space(&space, asked)?;
-            searches.push(Nearest { space, target, top_k: top_k.into(), filter, but });
-            limits.push((min_score.unwrap_or(f64::MIN), max_distance.unwrap_or(f64::MAX)));
-        }
-        let spaces: Vec<_> = searches.iter().map(|search| Arc::clone(&search.space)).collect();
-        let (found, seq) = self.store.nearest(caller, searches, seq).await?;
-        let mut worded = Vec::with_capacity(found.len());
-        for ((near, space), (min_score, max_distance)) in found.into_iter().zip(spaces).zip(limits)
-        {
-            // They come nearest first, so the limits cut off the end.
-            let near = near.into_iter().take_while(|Near { distance, .. }| {
-                *distance <= max_distance && score(&space, *distance) >= min_score
-            });
-            let (rows, distances): (Vec<Embedding>, Vec<f64>) =
-                near.map(|Near { row, distance }| (row, distance)).unzip();
-            let embeddings = self.embeddings(caller, rows, &mask).await?;
-            let hits = embeddings.into_iter().zip(distances);
-            let hits = hits.map(|(embedding, distance)| pb::VectorHit {
-                embedding: Some(embedding),
-                score: score(&space, distance),
-                distance,
-            });
-            worded.push(hits.collect());
-        }
-        Ok((worded, seq))
-    }
-
-    /// The vector of an embedding, and its uid.
-    async fn vector_of(
-        &self,
-        caller: &Caller,
-        space: &VectorSpace,
-        id: String,
-        seq: Option<i64>,
-    ) -> Result<(Numbers, Uuid)> {
-        let id = full_id(space.meta.uid, &id);
-        let row: Embedding = self.get_at(caller, id, seq).await.map_err(in_own_words)?;
-        let uid = row.meta.uid;
-        let vector = self.store.vectors(caller, &[row]).await?.into_values().next();
-        let vector = vector.ok_or_else(|| Error::internal("an embedding without its vector"))?;
-        let numbers = Numbers::of(space, vector).map_err(|(_, why)| Error::internal(why))?;
-        Ok((numbers, uid))
     }
 }
 

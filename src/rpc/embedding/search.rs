@@ -1,0 +1,125 @@
+//! The search for the nearest embeddings, checked and worded.
+
+use super::{Mask, in_own_words, read_vector};
+use crate::pb;
+use crate::rpc::wire::{self, Fields};
+use crate::rpc::{Parts, filter};
+use crate::store::caller::Caller;
+use crate::store::embedding::nearest::{Near, Nearest};
+use crate::store::embedding::{self, Embedding, full_id, in_space};
+use crate::store::filter::Filter;
+use crate::store::vector::{Numbers, score};
+use crate::store::vector_space::VectorSpace;
+use crate::{Error, Result};
+use std::sync::Arc;
+use uuid::Uuid;
+
+pub(super) const TOP_K: i32 = 10;
+pub(super) const TOP_K_MAX: i32 = 1000;
+
+impl Parts {
+    /// The hits of each query, all at one moment. A query comes with its place in the request.
+    pub(super) async fn search_spaces(
+        &self,
+        caller: &Caller,
+        queries: Vec<(String, pb::VectorQuery)>,
+        consistency: Option<pb::Consistency>,
+        read_mask: Option<prost_types::FieldMask>,
+    ) -> Result<(Vec<Vec<pb::VectorHit>>, i64)> {
+        let mask = Mask::new(read_mask)?;
+        let seq = self.read_at(caller, consistency).await?;
+        let mut searches = Vec::with_capacity(queries.len());
+        let mut limits = Vec::with_capacity(queries.len());
+        for (at, query) in queries {
+            let pb::VectorQuery {
+                vector_space_id,
+                target,
+                top_k,
+                min_score,
+                max_distance,
+                r#where,
+            } = query;
+            let field = format!("{at}.vector_space_id");
+            let space = Arc::new(self.space(caller, &field, vector_space_id, seq).await?);
+            let asked =
+                filter::selector(embedding::LISTING.fields, r#where, &format!("{at}.where"))?;
+            let mut fields = Fields::default();
+            let (target, but) = match target {
+                Some(pb::vector_query::Target::LikeEmbeddingId(id)) => {
+                    let id = wire::id(&format!("{at}.like_embedding_id"), id)?;
+                    let (numbers, uid) = self.vector_of(caller, &space, id, seq).await?;
+                    (Some(numbers), Some(uid))
+                }
+                Some(pb::vector_query::Target::Vector(vector)) => {
+                    (fields.within(&at, |fields| read_vector(fields, Some(vector), &space)), None)
+                }
+                None => {
+                    fields.wrong(&at, "must have a vector or a like_embedding_id");
+                    (None, None)
+                }
+            };
+            let top_k = fields.within(&at, |fields| {
+                let finite = |fields: &mut Fields, name, limit: Option<f64>| {
+                    if limit.is_some_and(|limit| !limit.is_finite()) {
+                        fields.wrong(name, "must be finite");
+                    }
+                };
+                finite(fields, "min_score", min_score);
+                finite(fields, "max_distance", max_distance);
+                match top_k {
+                    0 => TOP_K,
+                    1..=TOP_K_MAX => top_k,
+                    _ => {
+                        let range = format!("must be 1 to {TOP_K_MAX}, or 0 for {TOP_K}");
+                        fields.wrong("top_k", format!("{range}, and is {top_k}"));
+                        TOP_K
+                    }
+                }
+            });
+            let Some(target) = fields.finish(target)? else {
+                return Err(Error::internal("a query without a target"));
+            };
+            let filter: Filter = in_space(&space, asked)?;
+            searches.push(Nearest { space, target, top_k: top_k.into(), filter, but });
+            limits.push((min_score.unwrap_or(f64::MIN), max_distance.unwrap_or(f64::MAX)));
+        }
+        let spaces: Vec<_> = searches.iter().map(|search| Arc::clone(&search.space)).collect();
+        let (found, seq) = self.store.nearest(caller, searches, seq).await?;
+        let mut worded = Vec::with_capacity(found.len());
+        for ((near, space), (min_score, max_distance)) in found.into_iter().zip(spaces).zip(limits)
+        {
+            // They come nearest first, so the limits cut off the end.
+            let near = near.into_iter().take_while(|Near { distance, .. }| {
+                *distance <= max_distance && score(&space, *distance) >= min_score
+            });
+            let (rows, distances): (Vec<Embedding>, Vec<f64>) =
+                near.map(|Near { row, distance }| (row, distance)).unzip();
+            let embeddings = self.embeddings(caller, rows, &mask).await?;
+            let hits = embeddings.into_iter().zip(distances);
+            let hits = hits.map(|(embedding, distance)| pb::VectorHit {
+                embedding: Some(embedding),
+                score: score(&space, distance),
+                distance,
+            });
+            worded.push(hits.collect());
+        }
+        Ok((worded, seq))
+    }
+
+    /// The vector of an embedding, and its uid.
+    async fn vector_of(
+        &self,
+        caller: &Caller,
+        space: &VectorSpace,
+        id: String,
+        seq: Option<i64>,
+    ) -> Result<(Numbers, Uuid)> {
+        let id = full_id(space.meta.uid, &id);
+        let row: Embedding = self.get_at(caller, id, seq).await.map_err(in_own_words)?;
+        let uid = row.meta.uid;
+        let vector = self.store.vectors(caller, &[row]).await?.into_values().next();
+        let vector = vector.ok_or_else(|| Error::internal("an embedding without its vector"))?;
+        let numbers = Numbers::of(space, vector).map_err(|(_, why)| Error::internal(why))?;
+        Ok((numbers, uid))
+    }
+}

@@ -52,6 +52,8 @@ reasons! {
     VectorInvalid = "VECTOR_INVALID",
     ZeroVector = "ZERO_VECTOR",
     ModelMismatch = "MODEL_MISMATCH",
+    NotIndexable = "NOT_INDEXABLE",
+    OperationActive = "OPERATION_ACTIVE",
     ReadOnly = "READ_ONLY",
     SchemaOutdated = "SCHEMA_OUTDATED",
     TokenMissing = "TOKEN_MISSING",

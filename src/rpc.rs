@@ -23,7 +23,8 @@ pub mod legal_hold;
 pub mod metrics_snapshot;
 pub mod model_checkpoint;
 pub mod object;
-pub mod r#override;
+pub mod operation;
+mod r#override;
 pub mod page;
 pub mod policy_rule;
 pub mod precedent;
@@ -123,6 +124,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::document_service_server::DocumentServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::model_service_server::ModelServiceServer;
+    use pb::operation_service_server::OperationServiceServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::precedent_service_server::PrecedentServiceServer;
     use pb::retention_service_server::RetentionServiceServer;
@@ -146,6 +148,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))
         .add_service(limited!(RetentionServiceServer::new(api.clone()), small))
         .add_service(limited!(TransactionServiceServer::new(api.clone()), large))
+        .add_service(limited!(OperationServiceServer::new(api.clone()), small))
         .add_service(limited!(VectorServiceServer::new(api.clone()), large))
         .add_service(limited!(VectorSpaceServiceServer::new(api.clone()), small))
         .add_service(limited!(AdminServiceServer::new(api), small))

@@ -18,6 +18,7 @@ use crate::store::caller::{Caller, Roles, SYSTEM_TENANT};
 use crate::store::migrate::Migrator;
 use crate::store::postgres::{Lane, PoolSettings, SERVICE_ROLE};
 use crate::store::read::ReadSettings;
+use crate::store::vector_index::upkeep::{self, UpkeepSettings};
 use crate::store::write::WriteSettings;
 use crate::store::{self, Store};
 use crate::telemetry::{Metrics, pages};
@@ -42,7 +43,18 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
 fn op_names() -> Vec<&'static str> {
     let queries = store::queries().map(|query| query.name());
     let listings = store::listings().map(|listing| listing.op);
-    queries.chain(listings).chain(["read.BATCH", "write.BATCH", "decision.STATISTICS"]).collect()
+    queries
+        .chain(listings)
+        .chain([
+            "read.BATCH",
+            "write.BATCH",
+            "decision.STATISTICS",
+            "embedding.SEARCH",
+            "embedding.SAMPLE",
+            "embedding_vector.READ",
+            "vector_index.SAMPLE",
+        ])
+        .collect()
 }
 
 /// A database to work with: the one that is configured, or a private one that lives as long as this value.
@@ -143,6 +155,18 @@ pub fn store_settings(config: &Config, connect: tokio_postgres::Config) -> store
             queue_size_bytes_max: config.write_queue_max_bytes,
             queue_per_tenant_max: config.write_queue_max_per_tenant,
         },
+    }
+}
+
+fn upkeep_settings(config: &Config) -> UpkeepSettings {
+    let ms = Duration::from_millis;
+    UpkeepSettings {
+        build_memory_bytes: config.index_build_memory_bytes,
+        build_workers: config.index_build_workers,
+        every: ms(config.index_upkeep_interval_ms),
+        probe_every: (config.index_probe_interval_ms > 0)
+            .then_some(ms(config.index_probe_interval_ms)),
+        caller: |tenant| program(tenant, "server", "casebook/upkeep"),
     }
 }
 
@@ -288,6 +312,7 @@ impl Server {
                 Duration::from_millis(config.request_id_retention_ms),
                 stopped.clone(),
             )),
+            tokio::spawn(upkeep::run(store.clone(), upkeep_settings(&config), stopped.clone())),
         ];
         if let Some(listener) = pages {
             let readiness = health.clone();
@@ -490,6 +515,14 @@ async fn prepare(store: &Store, config: &Config) -> Result<TokenKey> {
     store.check_ready().await?;
     store.check_wall().await?;
     store.ensure_log_partitions().await?;
+    let version = store.database_status().await?.pgvector_version;
+    if !upkeep::is_at_least(&version, upkeep::SOUND_SINCE) {
+        tracing::warn!(
+            version,
+            "this pgvector can damage vector indexes; update the extension to 0.8.4 or newer, then build them anew"
+        );
+    }
+    store.refresh_indexes().await?;
     let names = [SYSTEM_TENANT, &config.default_tenant];
     store.ensure_tenants(&program(SYSTEM_TENANT, "server", "casebook/serve"), &names).await?;
     match &config.token_key {

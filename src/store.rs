@@ -26,6 +26,7 @@ pub mod metrics_snapshot;
 pub mod migrate;
 pub mod model_checkpoint;
 pub mod noun;
+pub mod operation;
 pub mod r#override;
 mod pace;
 pub mod policy_rule;
@@ -45,6 +46,7 @@ pub mod tenant;
 pub mod training_example;
 pub mod transaction;
 pub mod vector;
+pub mod vector_index;
 pub mod vector_space;
 pub mod verification;
 pub mod write;
@@ -84,6 +86,7 @@ pub const NOUNS: &[&Facts] = &[
     &service_health::FACTS,
     &tenant::FACTS,
     &training_example::FACTS,
+    &operation::FACTS,
     &vector_space::FACTS,
     &verification::FACTS,
 ];
@@ -98,6 +101,10 @@ const OTHER_QUERIES: &[&[&dyn Check]] = &[
     request_ledger::QUERIES,
     snapshot::QUERIES,
     status::QUERIES,
+    vector_index::QUERIES,
+    vector_index::recall::QUERIES,
+    vector_index::stats::QUERIES,
+    vector_index::upkeep::QUERIES,
 ];
 
 /// Every statement of the service, for the test that prepares them all against the migrated schema.
@@ -132,6 +139,8 @@ pub struct Store {
     reader: Reader,
     writer: Writer,
     statement_timeout: std::time::Duration,
+    indexes: vector_index::Catalog,
+    selectivities: embedding::plan::Selectivities,
 }
 
 impl Store {
@@ -145,6 +154,8 @@ impl Store {
             statement_timeout: settings.pools.statement_timeout,
             backend,
             pools,
+            indexes: vector_index::Catalog::default(),
+            selectivities: embedding::plan::Selectivities::default(),
         })
     }
 

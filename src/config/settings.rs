@@ -355,6 +355,14 @@ settings! {
             "How long a request_id is remembered; a write repeated later runs again.";
         page_token_lifetime_ms: u64 = n(24 * HOUR), number(60 * SECOND, 720 * HOUR), "ms",
             "How long a page token works.";
+        index_build_memory_bytes: u64 = n(512 * MIB), number(MIB, 1024 * 1024 * MIB), "bytes",
+            "How much memory PostgreSQL may use to build a vector index; one that does not fit in builds far slower.";
+        index_build_workers: u32 = n(2), number(0, 64), "processes",
+            "How many more processes of PostgreSQL help to build an HNSW index; 0 leaves it to one.";
+        index_upkeep_interval_ms: u64 = n(SECOND), number(10, HOUR), "ms",
+            "How often the server looks for new vectors to index and for indexes to build.";
+        index_probe_interval_ms: u64 = n(HOUR), number(0, 720 * HOUR), "ms",
+            "How often each vector index is compared with exact searches; 0 never.";
         credential_cache_ms: u64 = n(5 * SECOND), number(0, HOUR), "ms",
             "How long a verified token is trusted unseen, so how long a revoked one may still work.";
         drain_delay_ms: u64 = n(5 * SECOND), number(0, HOUR), "ms",

@@ -1,6 +1,6 @@
 //! VectorService: embeddings and the search for the nearest, checked and worded.
 
-mod search;
+pub(super) mod search;
 
 use super::descriptor::ReadMask;
 use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX, Write, kind_name, kind_number};
@@ -16,7 +16,7 @@ use crate::store::vector::{Numbers, f32_le, from_f32_le};
 use crate::store::vector_space::{FLOAT16, VectorSpace};
 use crate::store::write::WriteOptions;
 use crate::{Error, Reason, Result};
-use search::{TOP_K, TOP_K_MAX};
+use search::{Hits, TOP_K, TOP_K_MAX};
 use tonic::{Request, Response};
 use uuid::Uuid;
 
@@ -159,11 +159,10 @@ impl pb::vector_service_server::VectorService for Api {
         let pb::SearchVectorsRequest { query, consistency, read_mask } = request;
         let query = query.ok_or_else(|| Error::invalid("query", "is required"))?;
         let queries = vec![("query".to_owned(), query)];
-        let (mut found, seq) = self.search_spaces(&caller, queries, consistency, read_mask).await?;
-        Ok(Response::new(pb::SearchVectorsResponse {
-            hits: found.pop().unwrap_or_default(),
-            read_at: Some(self.revision(&caller, seq)?),
-        }))
+        let (found, seq) = self.search_spaces(&caller, queries, consistency, read_mask).await?;
+        let Hits { hits, method, incomplete } = super::only(found)?;
+        let read_at = Some(self.revision(&caller, seq)?);
+        Ok(Response::new(pb::SearchVectorsResponse { hits, read_at, method, incomplete }))
     }
 
     async fn batch_search_vectors(
@@ -187,7 +186,9 @@ impl pb::vector_service_server::VectorService for Api {
         let results = found.into_iter();
         Ok(Response::new(pb::BatchSearchVectorsResponse {
             results: results
-                .map(|hits| pb::batch_search_vectors_response::Result { hits })
+                .map(|Hits { hits, method, incomplete }| {
+                    pb::batch_search_vectors_response::Result { hits, method, incomplete }
+                })
                 .collect(),
             read_at: Some(self.revision(&caller, seq)?),
         }))

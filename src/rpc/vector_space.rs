@@ -1,5 +1,7 @@
 //! VectorSpaceService: spaces and their aliases, checked and worded.
 
+mod index;
+
 use super::descriptor::ReadMask;
 use super::json;
 use super::resource::{Get, GetRequest, New, Resource, read_delete, read_new};
@@ -9,9 +11,10 @@ use crate::pb;
 use crate::store::caller::Caller;
 use crate::store::change::Create;
 use crate::store::noun::Noun;
+use crate::store::vector_index::IndexSpec;
 use crate::store::vector_space::{
-    COSINE, CreateSpace, DIMENSIONS_DEFAULT, DIMENSIONS_MAX, DeleteSpace, FLOAT32, MoveAlias,
-    Moved, UndeleteSpace, VectorSpace,
+    COSINE, CreateSpace, DIMENSIONS_DEFAULT, DIMENSIONS_MAX, DeleteSpace, FLOAT32, MANUAL,
+    MoveAlias, Moved, UndeleteSpace, VectorSpace,
 };
 use crate::{Error, Result};
 use tonic::{Request, Response};
@@ -94,6 +97,41 @@ impl pb::vector_space_service_server::VectorSpaceService for Api {
         let vector_space = space.map(Into::into);
         Ok(Response::new(pb::DeleteVectorSpaceAliasResponse { vector_space, receipt }))
     }
+
+    async fn build_vector_index(
+        &self,
+        request: Request<pb::BuildVectorIndexRequest>,
+    ) -> Answer<pb::BuildVectorIndexResponse> {
+        let (operation, receipt) = self.write(request).await?;
+        let operation = Some(operation.into());
+        Ok(Response::new(pb::BuildVectorIndexResponse { operation, receipt }))
+    }
+
+    async fn drop_vector_index(
+        &self,
+        request: Request<pb::DropVectorIndexRequest>,
+    ) -> Answer<pb::DropVectorIndexResponse> {
+        let (operation, receipt) = self.write(request).await?;
+        let operation = Some(operation.into());
+        Ok(Response::new(pb::DropVectorIndexResponse { operation, receipt }))
+    }
+
+    async fn get_vector_space_stats(
+        &self,
+        request: Request<pb::GetVectorSpaceStatsRequest>,
+    ) -> Answer<pb::GetVectorSpaceStatsResponse> {
+        let (caller, request) = open(request)?;
+        let pb::GetVectorSpaceStatsRequest { vector_space_id } = request;
+        Ok(Response::new(self.vector_space_stats(&caller, vector_space_id).await?))
+    }
+
+    async fn measure_recall(
+        &self,
+        request: Request<pb::MeasureRecallRequest>,
+    ) -> Answer<pb::MeasureRecallResponse> {
+        let (caller, request) = open(request)?;
+        Ok(Response::new(self.recall(&caller, request).await?))
+    }
 }
 
 impl Parts {
@@ -154,7 +192,7 @@ crate::requests!(@ask DeleteVectorSpaceAliasRequest -> MoveAlias, |fields, on_co
 
 impl Resource for pb::VectorSpace {
     type Row = VectorSpace;
-    const CHANGEABLE: &'static [&'static str] = &["description", "labels"];
+    const CHANGEABLE: &'static [&'static str] = &["description", "index_mode", "labels"];
     const NO_REPLACE: Option<&'static str> = Some("use UpdateVectorSpace");
 
     fn identity(&self) -> (&str, &str) {
@@ -173,6 +211,8 @@ impl Resource for pb::VectorSpace {
             description,
             labels,
             aliases: _,
+            index: _,
+            index_mode,
         } = self;
         let dimensions = match dimensions {
             0 => DIMENSIONS_DEFAULT,
@@ -193,6 +233,12 @@ impl Resource for pb::VectorSpace {
             description: f.text("description", description, LONG_TEXT_BYTES_MAX),
             labels: f.labels("labels", labels),
             aliases: crate::store::canonical::Json::array(),
+            index_method: None,
+            index_codes: None,
+            index_m: None,
+            index_ef_construction: None,
+            index_lists: None,
+            index_mode: Some(f.value::<pb::VectorIndexMode>("index_mode", index_mode, MANUAL)),
         }
     }
 }
@@ -200,6 +246,7 @@ impl Resource for pb::VectorSpace {
 impl From<VectorSpace> for pb::VectorSpace {
     fn from(row: VectorSpace) -> Self {
         let (etag, aliases) = (row.etag(), row.alias_list());
+        let index = IndexSpec::of(&row).map(index::word);
         let VectorSpace {
             id,
             meta,
@@ -210,6 +257,12 @@ impl From<VectorSpace> for pb::VectorSpace {
             description,
             labels,
             aliases: _,
+            index_method: _,
+            index_codes: _,
+            index_m: _,
+            index_ef_construction: _,
+            index_lists: _,
+            index_mode,
         } = row;
         Self {
             id,
@@ -222,6 +275,8 @@ impl From<VectorSpace> for pb::VectorSpace {
             description,
             labels: json::to_strings(&labels),
             aliases,
+            index,
+            index_mode: index_mode.unwrap_or(MANUAL).into(),
         }
     }
 }

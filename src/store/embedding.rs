@@ -1,6 +1,7 @@
 //! Embeddings: what a vector in a space stands for. The vectors of their versions stand beside them, by their digests.
 
 pub mod nearest;
+pub mod plan;
 
 use super::canonical::Json;
 use super::change::{Created, Modify, OnConflict, Placed, create_all, modify_all, rows_of};
@@ -209,7 +210,7 @@ impl Change for WriteEmbeddings {
                 let pairs = created.rows.iter().zip(&change.vectors);
                 let new = pairs.filter(|((_, placed), _)| *placed != Placed::Equal);
                 let new: Vec<_> = new.map(|((row, _), vector)| (row.meta.uid, vector)).collect();
-                keep(tx, change.is_half, &new).await?;
+                keep(tx, change.space_uid, change.is_half, &new).await?;
                 let written = new.len();
                 let (entries, shown) = created.traces();
                 let rows = created.rows.into_iter().map(|(row, _)| row).collect();

@@ -21,16 +21,18 @@ pub const SERVICE_ROLE: &str = "casebook_app";
 pub enum Lane {
     /// Batched point reads.
     Read,
-    /// Batched writes: the only connections that may write.
+    /// Batched writes: the only connections that may write records.
     Write,
     /// Lists, statistics and anything slow.
     Work,
     /// Health, credentials and status, so that exhaustion elsewhere never fails liveness.
     Admin,
+    /// Building indexes and keeping them up to date, by functions of the owner.
+    Upkeep,
 }
 
 impl Lane {
-    pub const ALL: [Lane; 4] = [Lane::Read, Lane::Write, Lane::Work, Lane::Admin];
+    pub const ALL: [Lane; 5] = [Lane::Read, Lane::Write, Lane::Work, Lane::Admin, Lane::Upkeep];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -38,6 +40,7 @@ impl Lane {
             Lane::Write => "write",
             Lane::Work => "work",
             Lane::Admin => "admin",
+            Lane::Upkeep => "upkeep",
         }
     }
 }
@@ -72,7 +75,11 @@ pub struct Pools {
     write: Pool,
     work: Pool,
     admin: Pool,
+    upkeep: Pool,
 }
+
+/// One builds an index, which takes long, while the other keeps the others up to date.
+const UPKEEP_SIZE: usize = 2;
 
 impl Pools {
     pub fn new(settings: &PoolSettings) -> Result<Self> {
@@ -103,6 +110,7 @@ impl Pools {
             write: pool(Lane::Write, settings.write_lanes, false)?,
             work: pool(Lane::Work, settings.work_size_max, settings.verify)?,
             admin: pool(Lane::Admin, settings.admin_size_max, settings.verify)?,
+            upkeep: pool(Lane::Upkeep, UPKEEP_SIZE, settings.verify)?,
         })
     }
 
@@ -112,6 +120,7 @@ impl Pools {
             Lane::Write => &self.write,
             Lane::Work => &self.work,
             Lane::Admin => &self.admin,
+            Lane::Upkeep => &self.upkeep,
         }
     }
 
@@ -153,7 +162,7 @@ fn session(settings: &PoolSettings, lane: Lane) -> Config {
     // A statement whose caller has gone away is ended, not finished.
     options.push_str(" -c client_connection_check_interval=1000");
     // Only the one writer may write, whatever a statement elsewhere tries.
-    if lane != Lane::Write {
+    if !matches!(lane, Lane::Write | Lane::Upkeep) {
         options.push_str(" -c default_transaction_read_only=on");
     }
     if lane == Lane::Work {

@@ -218,6 +218,7 @@ params!(A B C);
 params!(A B C D);
 params!(A B C D E);
 params!(A B C D E F);
+params!(A B C D E F G);
 
 /// Rows of `R` as parameters: one array per column.
 pub struct Rows<R> {

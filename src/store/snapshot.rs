@@ -27,7 +27,17 @@ queries! { "snapshot" {
     ENTER(String, String) -> Begun =
         "SELECT now() AS now FROM (SELECT set_config('casebook.tenant', $1, true), \
          set_config('statement_timeout', $2, true)) AS entered";
+    /// Sets what statements are planned and run by until the transaction ends: (names, values).
+    SET(Vec<String>, Vec<String>) -> () =
+        "SELECT FROM unnest($1::text[], $2::text[]) AS s (name, value), set_config(s.name, s.value, true)";
 } }
+
+/// A setting of PostgreSQL, and its value.
+pub(super) type Setting = (&'static str, String);
+
+fn settings_params(settings: &[Setting]) -> (Vec<String>, Vec<String>) {
+    settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).unzip()
+}
 
 /// One moment of one tenant.
 pub struct Snapshot {
@@ -46,6 +56,8 @@ pub(super) struct Look {
     pub common: bool,
     /// The number of the log whose past it asks for: fails if that can no longer be known.
     pub since: Option<i64>,
+    /// What it is planned and run by, if not as usual.
+    pub settings: Vec<Setting>,
 }
 
 /// What one statement found at one moment.
@@ -104,6 +116,12 @@ impl Snapshot {
     /// asked.
     pub async fn dynamic(&self, sql: &str, params: &filter::Params) -> Result<Vec<Row>> {
         Ok(self.conn.client().query_typed(sql, &params.typed()).await?)
+    }
+
+    /// What the statements that follow are planned and run by.
+    pub async fn set(&self, settings: &[Setting]) -> Result<()> {
+        self.all(&SET, &settings_params(settings)).await?;
+        Ok(())
     }
 
     /// Ends the transaction and gives the connection back.
@@ -167,16 +185,26 @@ impl Store {
         let op = Op::new(name, Lane::Work, caller.deadline, move |conn| {
             let (begin, look) = (begin.clone(), Arc::clone(&look));
             Box::pin(async move {
-                let Look { sql, params, common, since } = &*look;
+                let Look { sql, params, common, since, settings } = &*look;
                 let begin = begin(&conn).await?;
                 let prepared = if *common { Some(conn.prepare(sql).await?) } else { None };
                 let archived = match since {
                     Some(_) => Some(conn.prepare(archive::NEWEST.sql()).await?),
                     None => None,
                 };
+                let set = match &settings[..] {
+                    [] => None,
+                    some => Some((conn.prepare(SET.sql()).await?, settings_params(some))),
+                };
                 // Each is sent on its first poll, so in this order.
-                let (begun, archived, rows, ended) = futures_util::join!(
+                let (begun, set, archived, rows, ended) = futures_util::join!(
                     begin.send(&conn),
+                    async {
+                        match &set {
+                            Some((set, params)) => conn.client().query(set, &params.as_sql()).await,
+                            None => Ok(Vec::new()),
+                        }
+                    },
                     async {
                         match &archived {
                             Some(archived) => conn.client().query(archived, &[]).await,
@@ -192,7 +220,7 @@ impl Store {
                     conn.client().batch_execute("COMMIT"),
                 );
                 // The first failure is the cause; what follows it only reports an aborted transaction.
-                let ((now, head), archived, rows) = (begun?, archived?, rows?);
+                let ((now, head), _, archived, rows) = (begun?, set?, archived?, rows?);
                 ended?;
                 conn.done();
                 if let Some(seq) = *since {
@@ -270,7 +298,7 @@ impl Store {
                 (None, _) => (ListQuery { snapshot: None, ..query.clone() }, None),
             };
             let (sql, params) = page_of::<R>(listing, &asked);
-            let look = Look { sql, params, common: asked.is_common(), since };
+            let look = Look { sql, params, common: asked.is_common(), since, settings: Vec::new() };
             let Glance { rows, now, head } = self.glance(caller, listing.op, look).await?;
             let seq = query.snapshot.unwrap_or(head);
             if seq > head {

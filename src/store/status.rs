@@ -180,6 +180,18 @@ impl Store {
         Ok(self.writing_row(&DEPLOYMENT_SECRET, (name.to_owned(), proposal)).await?.secret)
     }
 
+    pub(super) async fn admin_rows<P, R>(
+        &self,
+        query: &'static super::query::Query<P, R>,
+        params: P,
+    ) -> Result<Vec<R>>
+    where
+        P: super::query::Params + 'static,
+        R: super::query::FromRow,
+    {
+        self.rows(Lane::Admin, query, params).await
+    }
+
     async fn admin_row<P, R>(
         &self,
         query: &'static super::query::Query<P, R>,
@@ -215,13 +227,27 @@ impl Store {
         P: super::query::Params + 'static,
         R: super::query::FromRow,
     {
+        let row = self.rows(lane, query, params).await?.into_iter().next();
+        row.ok_or_else(|| Error::internal("a status without a row"))
+    }
+
+    async fn rows<P, R>(
+        &self,
+        lane: Lane,
+        query: &'static super::query::Query<P, R>,
+        params: P,
+    ) -> Result<Vec<R>>
+    where
+        P: super::query::Params + 'static,
+        R: super::query::FromRow,
+    {
         let params = Arc::new(params);
         let op = super::backend::Op::new(query.name, lane, soon(), move |conn| {
             let params = Arc::clone(&params);
             Box::pin(async move {
                 let rows = conn.all(query, &*params).await?;
                 conn.done();
-                rows.into_iter().next().ok_or_else(|| Error::internal("a status without a row"))
+                Ok(rows)
             })
         });
         self.backend.call(op).await

@@ -122,24 +122,36 @@ pub fn score(space: &VectorSpace, distance: f64) -> f64 {
 }
 
 queries! { "embedding_vector" {
-    /// Keeps vectors that their embeddings have not had yet: (embeddings, digests, vectors).
-    KEEP(Vec<Uuid>, Vec<String>, Array) -> () =
-        "INSERT INTO embedding_vector (embedding_uid, digest, vector) SELECT * \
-         FROM unnest($1::uuid[], $2::text[], $3::public.vector[]) ON CONFLICT DO NOTHING";
+    /// Keeps vectors that their embeddings have not had yet, and lists them for the indexes of their space: (embeddings,
+    /// digests, vectors, space).
+    KEEP(Vec<Uuid>, Vec<String>, Array, Uuid) -> () =
+        "WITH kept AS (INSERT INTO embedding_vector (embedding_uid, digest, vector) SELECT * \
+         FROM unnest($1::uuid[], $2::text[], $3::public.vector[]) ON CONFLICT DO NOTHING) \
+         INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT i.uid, u.uid, u.digest \
+         FROM unnest($1::uuid[], $2::text[]) AS u (uid, digest) JOIN vector_index AS i ON i.space_uid = $4 \
+         ON CONFLICT DO NOTHING";
     /// The same in a space of FLOAT16.
-    KEEP_HALF(Vec<Uuid>, Vec<String>, Array) -> () =
-        "INSERT INTO embedding_vector (embedding_uid, digest, half) SELECT * \
-         FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) ON CONFLICT DO NOTHING";
+    KEEP_HALF(Vec<Uuid>, Vec<String>, Array, Uuid) -> () =
+        "WITH kept AS (INSERT INTO embedding_vector (embedding_uid, digest, half) SELECT * \
+         FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) ON CONFLICT DO NOTHING) \
+         INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT i.uid, u.uid, u.digest \
+         FROM unnest($1::uuid[], $2::text[]) AS u (uid, digest) JOIN vector_index AS i ON i.space_uid = $4 \
+         ON CONFLICT DO NOTHING";
 } }
 
-/// Keeps vectors of embeddings.
-pub(super) async fn keep(tx: &Tx<'_>, is_half: bool, vectors: &[(Uuid, &Numbers)]) -> Result<()> {
+/// Keeps vectors of embeddings of one space, which the transaction holds live.
+pub(super) async fn keep(
+    tx: &Tx<'_>,
+    space_uid: Uuid,
+    is_half: bool,
+    vectors: &[(Uuid, &Numbers)],
+) -> Result<()> {
     if vectors.is_empty() {
         return Ok(());
     }
     let uids = vectors.iter().map(|(uid, _)| *uid).collect();
     let digests = vectors.iter().map(|(_, vector)| vector.digest.clone()).collect();
-    let params = (uids, digests, Array::of(vectors, is_half));
+    let params = (uids, digests, Array::of(vectors, is_half), space_uid);
     tx.run(if is_half { &KEEP_HALF } else { &KEEP }, &params).await?;
     Ok(())
 }

@@ -14,6 +14,7 @@ use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Reason, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
 use std::collections::HashSet;
+use uuid::Uuid;
 
 pub const DIMENSIONS_MAX: i32 = 16_000;
 /// What is meant by none (F59).
@@ -33,10 +34,18 @@ noun! {
         pub labels: Json,
         /// Sorted texts.
         pub aliases: Json,
+        /// What index it is to have: see [`IndexSpec`](super::vector_index::IndexSpec). None of nobody's wish.
+        pub index_method: Option<i16>,
+        pub index_codes: Option<i16>,
+        pub index_m: Option<i32>,
+        pub index_ef_construction: Option<i32>,
+        pub index_lists: Option<i32>,
+        /// 1 MANUAL, 2 AUTO; spaces from before have none.
+        pub index_mode: Option<i16>,
     }
 
     fn is_given(&self, field: &str) -> bool {
-        field != "aliases"
+        field != "aliases" && (field == "index_mode" || !field.starts_with("index_"))
     }
 
     fn size_bytes(&self) -> usize {
@@ -49,6 +58,8 @@ impl Parent for VectorSpace {}
 pub const COSINE: i16 = 1;
 pub const FLOAT32: i16 = 1;
 pub const FLOAT16: i16 = 2;
+/// Who decides on indexes: callers.
+pub const MANUAL: i16 = 1;
 
 const METRICS: FieldKind = FieldKind::Enum {
     prefix: "DISTANCE_METRIC_",
@@ -105,6 +116,9 @@ queries! { "vector_space" {
     /// is in no unique index.
     LOCK_NAMES() -> () = "SELECT pg_advisory_xact_lock(hashtextextended('casebook.vector_space', \
         hashtextextended(current_setting('casebook.tenant'), 0)))";
+    /// The live space of a uid.
+    BY_UID(Uuid) -> VectorSpace =
+        "SELECT {*} FROM vector_space WHERE uid = $1 AND delete_time IS NULL";
     /// What names stand for: a space's id or one of its aliases.
     NAMED(Vec<String>) -> Named =
         "SELECT n.name, s.id FROM unnest($1::text[]) AS n (name) \
@@ -435,6 +449,21 @@ impl Change for MoveAlias {
 }
 
 impl Store {
+    /// The live space of a uid.
+    pub(super) async fn space_by_uid(
+        &self,
+        caller: &Caller,
+        uid: Uuid,
+    ) -> Result<Option<VectorSpace>> {
+        self.snapshot(caller, BY_UID.name, move |at| {
+            Box::pin(async move {
+                let found = at.all(&BY_UID, &(uid,)).await?.pop();
+                at.end(found).await
+            })
+        })
+        .await
+    }
+
     /// The space with that alias, at a log number; `None` means now.
     pub async fn space_of_alias(
         &self,

@@ -151,7 +151,7 @@ pub const NOUNS: &[Noun] = &[
             "vector_space",
             ["VectorSpaceService", "ListVectorSpaces", "CreateVectorSpace"],
             Fixed,
-            &["aliases"],
+            &["aliases", "index"],
         )
     },
     noun(
@@ -197,6 +197,7 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
         "embedding",
         "its space must be named to list it, and its vector comes from a model that can make it again",
     ),
+    ("operation", "it is work of the server that it was begun on"),
     ("tenant", "it belongs to the tenant \"system\""),
     ("api_token", "its secret cannot be read, and a credential should not be in a file"),
 ];

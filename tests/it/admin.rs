@@ -26,7 +26,7 @@ async fn the_status_tells_pools_schema_and_size() {
     assert!(database.schema_version > 0 && database.size_bytes > 1 << 20);
     assert!(database.latency.is_some());
     let names: Vec<_> = status.pools.iter().map(|pool| pool.name.as_str()).collect();
-    assert_eq!(names, ["read", "write", "work", "admin"]);
+    assert_eq!(names, ["read", "write", "work", "admin", "upkeep"]);
     let work = &status.pools[2];
     assert_eq!((work.max_size, work.in_use, work.nearly_exhausted), (7, 0, false));
     world.close().await;
@@ -48,7 +48,7 @@ async fn the_capabilities_name_each_limit_once_with_its_unit() {
         assert!(limit.value >= 0, "{limit:?}");
     }
     assert!(answer.services.contains(&"casebook.v1.DecisionService".to_owned()));
-    assert_eq!(answer.services.len(), 16);
+    assert_eq!(answer.services.len(), 17);
     world.close().await;
 }
 

@@ -190,10 +190,11 @@ const LOOSE_SQL: &[(&str, &str)] = &[
     ("src/store/list.rs", "filters and orders are the caller's"),
     ("src/store/decision.rs", "so are the groups of statistics"),
     (
-        "src/store/embedding.rs",
+        "src/store/embedding/nearest.rs",
         "a search has the operator of its space and the filter of its caller",
     ),
     ("src/store/verification.rs", "and the filters of statistics"),
+    ("src/store/vector_index/recall.rs", "an index is a table of its own"),
     ("src/store/purge.rs", "and of what is purged, whatever noun it is"),
     ("src/store/search/ranking.rs", "so are the filters of searches"),
     ("src/store/search/precedents.rs", "and of precedents"),

@@ -9,13 +9,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const SERVICES: [&str; 16] = [
+const SERVICES: [&str; 17] = [
     "casebook.v1.AdminService",
     "casebook.v1.AuditService",
     "casebook.v1.ClaimService",
     "casebook.v1.DecisionService",
     "casebook.v1.DocumentService",
     "casebook.v1.ModelService",
+    "casebook.v1.OperationService",
     "casebook.v1.PolicyService",
     "casebook.v1.PrecedentService",
     "casebook.v1.RetentionService",

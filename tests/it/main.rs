@@ -58,6 +58,7 @@ mod transaction;
 mod transfer;
 #[cfg(feature = "sqlite")]
 mod transfer_sqlite;
+mod vector_index;
 mod vector_space;
 mod world;
 mod write;

@@ -48,6 +48,8 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::VectorInvalid, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
     (Reason::ZeroVector, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
     (Reason::ModelMismatch, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
+    (Reason::NotIndexable, "vector_index::an_index_that_cannot_be_is_refused"),
+    (Reason::OperationActive, "upkeep::an_index_is_built_anew_under_load"),
     (Reason::OnHold, "legal_hold::what_is_held_stays_until_it_is_released"),
 ];
 
@@ -87,6 +89,8 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
         ("tenant", include_str!("tenant.rs")),
         ("write", include_str!("write.rs")),
         ("embedding", include_str!("embedding.rs")),
+        ("vector_index", include_str!("vector_index.rs")),
+        ("upkeep", include_str!("vector_index/upkeep.rs")),
     ];
     for reason in Reason::ALL {
         let produced = PRODUCED.iter().find(|(made, _)| made == reason);

@@ -15,6 +15,7 @@ fn full() -> pb::VectorSpace {
         storage: VectorStorage::Float16.into(),
         description: "Precedents by their summaries.".into(),
         labels: labels(&[("team", "a"), ("env", "prod")]),
+        index_mode: pb::VectorIndexMode::Auto.into(),
         ..Default::default()
     }
 }
@@ -105,7 +106,7 @@ async fn a_space_comes_back_as_given_and_keeps_every_version() {
     let then = ok!(client.get_vector_space(then)).vector_space.unwrap();
     assert_eq!(then, pb::VectorSpace { id: "s".into(), dimensions: 1024, ..Default::default() });
     // What it is never changes.
-    for path in ["embedding_model", "dimensions", "metric", "storage", "aliases", "id"] {
+    for path in ["embedding_model", "dimensions", "metric", "storage", "aliases", "index", "id"] {
         let request = update(&[path], full());
         let status =
             fails!(client.update_vector_space(request), InvalidArgument, "FIELD_IMMUTABLE");

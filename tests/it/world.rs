@@ -374,6 +374,10 @@ impl As {
         pb::vector_space_service_client::VectorSpaceServiceClient::new(self.wire())
     }
 
+    pub fn operations(&self) -> pb::operation_service_client::OperationServiceClient<Wire> {
+        pb::operation_service_client::OperationServiceClient::new(self.wire())
+    }
+
     pub fn claims(&self) -> pb::claim_service_client::ClaimServiceClient<Wire> {
         let client = pb::claim_service_client::ClaimServiceClient::new(self.wire());
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)

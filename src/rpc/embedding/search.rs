@@ -5,7 +5,7 @@ use crate::pb;
 use crate::rpc::wire::{self, Fields};
 use crate::rpc::{Parts, filter};
 use crate::store::caller::Caller;
-use crate::store::embedding::nearest::{Near, Nearest};
+use crate::store::embedding::nearest::{Found, How, Method, Near, Nearest};
 use crate::store::embedding::{self, Embedding, full_id, in_space};
 use crate::store::filter::Filter;
 use crate::store::vector::{Numbers, score};
@@ -17,6 +17,54 @@ use uuid::Uuid;
 pub(super) const TOP_K: i32 = 10;
 pub(super) const TOP_K_MAX: i32 = 1000;
 
+/// What one query found, worded.
+pub(super) struct Hits {
+    pub hits: Vec<pb::VectorHit>,
+    /// A `pb::SearchMethod`.
+    pub method: i32,
+    pub incomplete: bool,
+}
+
+pub(in crate::rpc) fn word_method(method: Method) -> pb::SearchMethod {
+    match method {
+        Method::Exact => pb::SearchMethod::Exact,
+        Method::Hnsw => pb::SearchMethod::Hnsw,
+        Method::Ivfflat => pb::SearchMethod::Ivfflat,
+    }
+}
+
+/// How a caller wants a search to be made. Paths are those of the parameters.
+pub(in crate::rpc) fn read_params(
+    fields: &mut Fields,
+    params: Option<pb::SearchParams>,
+    top_k: i32,
+) -> How {
+    let Some(params) = params else { return How::default() };
+    let pb::SearchParams { exact, ef_search, probes, candidates, max_scan_tuples } = params;
+    let mut number = |name: &str, value: i32, most: i32| match value {
+        0 => None,
+        _ if (1..=most).contains(&value) => Some(value),
+        _ => {
+            fields.wrong(
+                name,
+                format!("must be 1 to {most}, or 0 for the server's choice, and is {value}"),
+            );
+            None
+        }
+    };
+    let how = How {
+        exact,
+        ef_search: number("ef_search", ef_search, 1_000),
+        probes: number("probes", probes, 32_768),
+        candidates: number("candidates", candidates, 10_000).map(i64::from),
+        max_scan_tuples: number("max_scan_tuples", max_scan_tuples, 10_000_000),
+    };
+    if how.candidates.is_some_and(|candidates| candidates < top_k.into()) {
+        fields.wrong("candidates", format!("must be at least top_k, {top_k}, and is {candidates}"));
+    }
+    how
+}
+
 impl Parts {
     /// The hits of each query, all at one moment. A query comes with its place in the request.
     pub(super) async fn search_spaces(
@@ -25,7 +73,7 @@ impl Parts {
         queries: Vec<(String, pb::VectorQuery)>,
         consistency: Option<pb::Consistency>,
         read_mask: Option<prost_types::FieldMask>,
-    ) -> Result<(Vec<Vec<pb::VectorHit>>, i64)> {
+    ) -> Result<(Vec<Hits>, i64)> {
         let mask = Mask::new(read_mask)?;
         let seq = self.read_at(caller, consistency).await?;
         let mut searches = Vec::with_capacity(queries.len());
@@ -38,9 +86,11 @@ impl Parts {
                 min_score,
                 max_distance,
                 r#where,
+                params,
             } = query;
             let field = format!("{at}.vector_space_id");
             let space = Arc::new(self.space(caller, &field, vector_space_id, seq).await?);
+            let is_filtered = r#where.is_some();
             let asked =
                 filter::selector(embedding::LISTING.fields, r#where, &format!("{at}.where"))?;
             let mut fields = Fields::default();
@@ -76,18 +126,23 @@ impl Parts {
                     }
                 }
             });
+            let how = fields.within(&at, |fields| {
+                fields.within("params", |fields| read_params(fields, params, top_k))
+            });
             let Some(target) = fields.finish(target)? else {
                 return Err(Error::internal("a query without a target"));
             };
             let filter: Filter = in_space(&space, asked)?;
-            searches.push(Nearest { space, target, top_k: top_k.into(), filter, but });
+            let top_k = top_k.into();
+            searches.push(Nearest { space, target, top_k, filter, is_filtered, but, how });
             limits.push((min_score.unwrap_or(f64::MIN), max_distance.unwrap_or(f64::MAX)));
         }
         let spaces: Vec<_> = searches.iter().map(|search| Arc::clone(&search.space)).collect();
         let (found, seq) = self.store.nearest(caller, searches, seq).await?;
         let mut worded = Vec::with_capacity(found.len());
-        for ((near, space), (min_score, max_distance)) in found.into_iter().zip(spaces).zip(limits)
+        for ((found, space), (min_score, max_distance)) in found.into_iter().zip(spaces).zip(limits)
         {
+            let Found { near, method, incomplete } = found;
             // They come nearest first, so the limits cut off the end.
             let near = near.into_iter().take_while(|Near { distance, .. }| {
                 *distance <= max_distance && score(&space, *distance) >= min_score
@@ -101,7 +156,11 @@ impl Parts {
                 score: score(&space, distance),
                 distance,
             });
-            worded.push(hits.collect());
+            worded.push(Hits {
+                hits: hits.collect(),
+                method: word_method(method).into(),
+                incomplete,
+            });
         }
         Ok((worded, seq))
     }

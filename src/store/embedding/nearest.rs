@@ -1,5 +1,6 @@
 //! The nearest embeddings of a space, and the vectors of embeddings.
 
+use super::plan::{self, is_gone};
 use super::{Embedding, LISTING};
 use crate::Result;
 use crate::store::Store;
@@ -8,24 +9,40 @@ use crate::store::filter::{Filter, Params};
 use crate::store::list::ListQuery;
 use crate::store::postgres::read_rows;
 use crate::store::query::FromRow;
-use crate::store::snapshot::{Glance, Look, Snapshot, in_the_future};
+use crate::store::snapshot::{Glance, Look, Setting, Snapshot, in_the_future};
 use crate::store::vector::{Metric, Numbers};
+use crate::store::vector_index::{BINARY, FLOAT16, IVFFLAT, Index};
 use crate::store::vector_space::VectorSpace;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-/// A search for the embeddings nearest to a vector, by looking at every one.
+/// How to search; what is not given is chosen by what the index needs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// Look at every embedding.
+    pub exact: bool,
+    pub ef_search: Option<i32>,
+    pub probes: Option<i32>,
+    pub candidates: Option<i64>,
+    /// The most that an index is searched for; then fewer hits than asked for may be an incomplete answer.
+    pub max_scan_tuples: Option<i32>,
+}
+
+/// A search for the embeddings nearest to a vector.
 #[derive(Clone)]
 pub struct Nearest {
     pub space: Arc<VectorSpace>,
     pub target: Numbers,
     pub top_k: i64,
-    /// Also holds them to the space: see [`in_space`].
+    /// Also holds them to the space: see [`in_space`](super::in_space).
     pub filter: Filter,
+    /// Whether the caller asks for more than the space.
+    pub is_filtered: bool,
     /// An embedding that is no hit.
     pub but: Option<Uuid>,
+    pub how: How,
 }
 
 /// A hit, and how far away it is.
@@ -35,9 +52,50 @@ pub struct Near {
     pub distance: f64,
 }
 
+/// How a search was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    #[default]
+    Exact,
+    Hnsw,
+    Ivfflat,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Nearest first.
+    pub near: Vec<Near>,
+    pub method: Method,
+    /// Whether there may be more.
+    pub incomplete: bool,
+}
+
+/// A statement with the settings that it is planned and run under.
+struct Asked {
+    sql: String,
+    params: Params,
+    settings: Vec<Setting>,
+}
+
 impl Nearest {
+    fn columns() -> String {
+        let columns = <Embedding as FromRow>::columns();
+        let columns: Vec<_> =
+            columns.iter().map(|column| format!("d.\"{}\"", column.name)).collect();
+        columns.join(", ")
+    }
+
+    /// What holds for every hit, now.
+    fn conditions(&self, params: &mut Params) -> String {
+        let query = ListQuery { filter: self.filter.clone(), ..ListQuery::default() };
+        let mut conditions = query.conditions(params);
+        conditions.extend(self.but.map(|uid| format!("d.uid <> {}", params.push(uid))));
+        conditions.join("\n  AND ")
+    }
+
     /// As the space stood at a number of the log; `None` means now.
-    fn statement(&self, snapshot: Option<i64>) -> (String, Params) {
+    fn exactly(&self, snapshot: Option<i64>) -> Asked {
         let Metric { operator, column, sql_type } = Metric::of(&self.space);
         let mut params = Params::default();
         let query = ListQuery { filter: self.filter.clone(), snapshot, ..ListQuery::default() };
@@ -46,13 +104,8 @@ impl Nearest {
         conditions.extend(self.but.map(|uid| format!("d.uid <> {}", params.push(uid))));
         let target = params.push(self.target.values().to_vec());
         let limit = params.push(self.top_k);
-        let columns = <Embedding as FromRow>::columns();
-        let columns: Vec<_> =
-            columns.iter().map(|column| format!("d.\"{}\"", column.name)).collect();
-        let select = format!(
-            "{}, x.{column} {operator} {target}::{sql_type} AS distance",
-            columns.join(", ")
-        );
+        let columns = Self::columns();
+        let select = format!("{columns}, x.{column} {operator} {target}::{sql_type} AS distance");
         let branches: Vec<String> = sources
             .into_iter()
             .map(|mut source| {
@@ -64,10 +117,94 @@ impl Nearest {
             })
             .collect();
         let all = branches.join("\nUNION ALL\n");
-        (
-            format!("SELECT * FROM (\n{all}\n) AS near\nORDER BY distance, uid\nLIMIT {limit}"),
-            params,
-        )
+        let sql =
+            format!("SELECT * FROM (\n{all}\n) AS near\nORDER BY distance, uid\nLIMIT {limit}");
+        Asked { sql, params, settings: plan::exact() }
+    }
+
+    /// By an index: so many candidates that it names, and all that it does not have yet, ordered by their vectors. What
+    /// an index names counts only while its embedding has that vector, which is what the joins see to.
+    fn by(&self, index: &Index, candidates: i64) -> Asked {
+        let Metric { operator, column, sql_type } = Metric::of(&self.space);
+        let (compare, code_type) = index.comparison(&self.space);
+        let mut params = Params::default();
+        let conditions = self.conditions(&mut params);
+        let target = params.push(self.target.values().to_vec());
+        let (limit, most) = (params.push(self.top_k), params.push(candidates));
+        let uid = params.push(index.uid);
+        let dimensions = self.space.dimensions;
+        let code = if index.codes == BINARY {
+            format!(
+                "public.binary_quantize({target}::public.vector({dimensions}))::bit({dimensions})"
+            )
+        } else {
+            format!("{target}::{code_type}({dimensions})")
+        };
+        let columns = Self::columns();
+        let sql = format!(
+            "WITH sealed AS MATERIALIZED (
+SELECT d.uid, d.vector_digest AS digest FROM {table} AS s
+JOIN embedding AS d ON d.uid = s.embedding_uid AND d.vector_digest = s.digest
+WHERE {conditions}
+ORDER BY s.code {compare} {code}
+LIMIT {most}
+), fresh AS MATERIALIZED (
+SELECT d.uid, d.vector_digest AS digest FROM embedding_delta AS u
+JOIN embedding AS d ON d.uid = u.embedding_uid AND d.vector_digest = u.digest
+WHERE u.index_uid = {uid} AND {conditions}
+), near AS MATERIALIZED (
+SELECT x.embedding_uid AS uid, x.{column} {operator} {target}::{sql_type} AS distance
+FROM (SELECT * FROM sealed UNION SELECT * FROM fresh) AS c
+JOIN embedding_vector AS x ON x.embedding_uid = c.uid AND x.digest = c.digest
+ORDER BY distance, x.embedding_uid
+LIMIT {limit}
+)
+SELECT {columns}, near.distance, (SELECT count(*) FROM sealed) AS candidates
+FROM near JOIN embedding AS d ON d.uid = near.uid
+ORDER BY near.distance, d.uid",
+            table = index.table(),
+        );
+        Asked { sql, params, settings: plan::indexed(&self.how, candidates) }
+    }
+
+    /// Counts, in a sample of an index's codes, those that the search could find.
+    fn sample(&self, index: &Index) -> (String, Params) {
+        let mut params = Params::default();
+        let conditions = self.conditions(&mut params);
+        let slices = params.push(plan::sample_slices(index.rows));
+        let table = index.table();
+        let sql = format!(
+            "SELECT count(*) AS seen, count(d.uid) AS matching FROM {table} AS s
+LEFT JOIN embedding AS d ON d.uid = s.embedding_uid AND d.vector_digest = s.digest
+  AND {conditions}
+WHERE s.slice < 4096 AND s.slice < {slices}"
+        );
+        (sql, params)
+    }
+
+    /// How many candidates are looked at, where the caller does not say.
+    fn candidates(&self, index: &Index) -> i64 {
+        self.how.candidates.unwrap_or_else(|| plan::candidates(index.codes, self.top_k))
+    }
+
+    /// What an indexed search found, or `None` where it found less than there may be and should be made exactly.
+    fn judge(&self, index: &Index, asked: i64, rows: &[Row]) -> Result<Option<Found>> {
+        let method = if index.method == IVFFLAT { Method::Ivfflat } else { Method::Hnsw };
+        let candidates: i64 = match rows.first() {
+            Some(row) => row.try_get("candidates")?,
+            None => 0,
+        };
+        let near = read_near(rows)?;
+        // In a small space there are not so many.
+        let is_short = (near.len() as i64) < self.top_k || candidates < asked.min(index.rows) / 2;
+        match self.how.max_scan_tuples {
+            Some(most) => {
+                let incomplete = (near.len() as i64) < self.top_k && index.rows > i64::from(most);
+                Ok(Some(Found { near, method, incomplete }))
+            }
+            None if is_short => Ok(None),
+            None => Ok(Some(Found { near, method, incomplete: false })),
+        }
     }
 }
 
@@ -81,6 +218,10 @@ fn read_near(rows: &[Row]) -> Result<Vec<Near>> {
 }
 
 const SEARCH: &str = "embedding.SEARCH";
+/// The largest number that FLOAT16 has.
+const FLOAT16_MAX: f32 = 65504.0;
+
+const SAMPLE: &str = "embedding.SAMPLE";
 
 impl Store {
     /// The nearest of each search, all at one moment, and the log number of that moment.
@@ -89,14 +230,38 @@ impl Store {
         caller: &Caller,
         searches: Vec<Nearest>,
         snapshot: Option<i64>,
-    ) -> Result<(Vec<Vec<Near>>, i64)> {
+    ) -> Result<(Vec<Found>, i64)> {
         if let ([search], None) = (&searches[..], snapshot) {
-            let (sql, params) = search.statement(None);
-            let look = Look { sql, params, common: false, since: None };
-            let Glance { rows, head, .. } = self.glance(caller, SEARCH, look).await?;
-            return Ok((vec![read_near(&rows)?], head));
+            let (found, seq) = self.nearest_now(caller, search).await?;
+            return Ok((vec![found], seq));
         }
-        let searches = Arc::new(searches);
+        // What filters leave is looked up beforehand: it only decides how to search.
+        let mut planned = Vec::with_capacity(searches.len());
+        for search in searches {
+            let index = match snapshot {
+                None => self.route(caller, &search).await?,
+                Some(_) => None,
+            };
+            planned.push((search, index));
+        }
+        match self.nearest_at_once(caller, Arc::new(planned.clone()), snapshot).await {
+            // An index was replaced this moment.
+            Err(error) if is_gone(&error) => {
+                self.refresh_indexes().await?;
+                let exactly: Vec<_> =
+                    planned.into_iter().map(|(search, _)| (search, None)).collect();
+                self.nearest_at_once(caller, Arc::new(exactly), snapshot).await
+            }
+            found => found,
+        }
+    }
+
+    async fn nearest_at_once(
+        &self,
+        caller: &Caller,
+        searches: Arc<Vec<(Nearest, Option<Arc<Index>>)>>,
+        snapshot: Option<i64>,
+    ) -> Result<(Vec<Found>, i64)> {
         self.snapshot(caller, SEARCH, move |at: Snapshot| {
             let searches = Arc::clone(&searches);
             Box::pin(async move {
@@ -109,15 +274,101 @@ impl Store {
                 if let Some(seq) = since {
                     at.reaches_back(seq).await?;
                 }
-                let mut found = Vec::with_capacity(searches.len());
-                for search in searches.iter() {
-                    let (sql, params) = search.statement(since);
-                    found.push(read_near(&at.dynamic(&sql, &params).await?)?);
+                let mut all = Vec::with_capacity(searches.len());
+                for (search, index) in searches.iter() {
+                    let mut found = None;
+                    if let Some(index) = index {
+                        let candidates = search.candidates(index);
+                        let Asked { sql, params, settings } = search.by(index, candidates);
+                        at.set(&settings).await?;
+                        found =
+                            search.judge(index, candidates, &at.dynamic(&sql, &params).await?)?;
+                    }
+                    if found.is_none() {
+                        let Asked { sql, params, settings } = search.exactly(since);
+                        at.set(&settings).await?;
+                        let near = read_near(&at.dynamic(&sql, &params).await?)?;
+                        found = Some(Found { near, ..Found::default() });
+                    }
+                    all.extend(found);
                 }
-                at.end((found, seq)).await
+                at.end((all, seq)).await
             })
         })
         .await
+    }
+
+    async fn nearest_now(&self, caller: &Caller, search: &Nearest) -> Result<(Found, i64)> {
+        if let Some(index) = self.route(caller, search).await? {
+            let candidates = search.candidates(&index);
+            match self.look(caller, search.by(&index, candidates)).await {
+                Ok(Glance { rows, head, .. }) => {
+                    if let Some(found) = search.judge(&index, candidates, &rows)? {
+                        return Ok((found, head));
+                    }
+                }
+                // It was replaced this moment.
+                Err(error) if is_gone(&error) => {
+                    self.refresh_indexes().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let Glance { rows, head, .. } = self.look(caller, search.exactly(None)).await?;
+        Ok((Found { near: read_near(&rows)?, ..Found::default() }, head))
+    }
+
+    async fn look(&self, caller: &Caller, asked: Asked) -> Result<Glance> {
+        let Asked { sql, params, settings } = asked;
+        let look = Look { sql, params, common: false, since: None, settings };
+        self.glance(caller, SEARCH, look).await
+    }
+
+    /// The index to search by, if that is better than looking at what the filter leaves.
+    async fn route(&self, caller: &Caller, search: &Nearest) -> Result<Option<Arc<Index>>> {
+        let Some(index) = self.index_of(caller, &search.space).filter(|_| !search.how.exact) else {
+            return Ok(None);
+        };
+        // It has no code for such a vector.
+        let is_beyond = |value: &f32| value.abs() > FLOAT16_MAX;
+        if index.codes == FLOAT16 && search.target.values().iter().any(is_beyond) {
+            return Ok(None);
+        }
+        // Asked for by its own settings.
+        let How { ef_search, probes, candidates, max_scan_tuples, .. } = search.how;
+        let is_wanted = candidates.is_some()
+            || ef_search.is_some()
+            || probes.is_some()
+            || max_scan_tuples.is_some();
+        if is_wanted || !search.is_filtered {
+            return Ok(Some(index));
+        }
+        let (sql, params) = search.sample(&index);
+        let key = format!("{sql} {params:?}");
+        let selectivity = match self.selectivities.get(&key) {
+            Some(known) => known,
+            None => {
+                let look =
+                    Look { sql, params, common: false, since: None, settings: plan::exact() };
+                let rows = match self.glance(caller, SAMPLE, look).await {
+                    Ok(Glance { rows, .. }) => rows,
+                    Err(error) if is_gone(&error) => {
+                        self.refresh_indexes().await?;
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error),
+                };
+                let (seen, matching): (i64, i64) = match rows.first() {
+                    Some(row) => (row.try_get("seen")?, row.try_get("matching")?),
+                    None => (0, 0),
+                };
+                let selectivity = plan::selectivity(seen, matching);
+                self.selectivities.put(key, selectivity);
+                selectivity
+            }
+        };
+        let candidates = search.candidates(&index);
+        Ok(plan::is_index_better(index.rows, selectivity, candidates).then_some(index))
     }
 
     /// The vectors of these versions of embeddings, by their uids and digests.
@@ -126,16 +377,25 @@ impl Store {
         caller: &Caller,
         rows: &[Embedding],
     ) -> Result<HashMap<(Uuid, String), Vec<f32>>> {
+        let pairs = rows.iter().map(|row| (row.meta.uid, row.vector_digest.clone())).collect();
+        self.numbers(caller, pairs).await
+    }
+
+    /// Vectors by the uids of their embeddings and their digests.
+    pub async fn numbers(
+        &self,
+        caller: &Caller,
+        pairs: Vec<(Uuid, String)>,
+    ) -> Result<HashMap<(Uuid, String), Vec<f32>>> {
         let mut params = Params::default();
-        let uids = params.push(rows.iter().map(|row| row.meta.uid).collect::<Vec<_>>());
-        let digests =
-            params.push(rows.iter().map(|row| row.vector_digest.clone()).collect::<Vec<_>>());
+        let (uids, digests): (Vec<Uuid>, Vec<String>) = pairs.into_iter().unzip();
+        let (uids, digests) = (params.push(uids), params.push(digests));
         let sql = format!(
             "SELECT x.embedding_uid, x.digest, COALESCE(x.vector::real[], x.half::real[]) AS numbers \
              FROM unnest({uids}, {digests}) AS u (uid, digest) \
              JOIN embedding_vector AS x ON x.embedding_uid = u.uid AND x.digest = u.digest"
         );
-        let look = Look { sql, params, common: false, since: None };
+        let look = Look { sql, params, common: false, since: None, settings: Vec::new() };
         let Glance { rows, .. } = self.glance(caller, "embedding_vector.READ", look).await?;
         let found = rows.iter().map(|row| {
             let key = (row.try_get("embedding_uid")?, row.try_get("digest")?);

@@ -1,0 +1,127 @@
+//! How a search for the nearest is made: by an index or by looking at every embedding, and under which settings.
+
+use super::nearest::How;
+use crate::store::snapshot::Setting;
+use crate::store::vector_index::{BINARY, FLOAT16};
+use crate::{Error, Reason};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Codes in a sample: so few that it takes 2 ms, so many that a filter for one in a hundred is told from one for ten.
+const SAMPLE_ROWS: i64 = 500;
+/// Slices that samples may have: see `slice` in the migration.
+const SLICES: i64 = 65_536;
+const SAMPLED_SLICES: i64 = 4_096;
+/// How long a filter is taken to leave the same part of a space. It only decides how to search.
+const KEEP: Duration = Duration::from_secs(60);
+const KEPT_MAX: usize = 4_096;
+
+/// What a step costs, in microseconds: a point of an index with its embedding, an embedding that the filter leaves with
+/// its vector, and one that it does not leave.
+const POINT_US: f64 = 10.0;
+const VECTOR_US: f64 = 8.0;
+const ROW_US: f64 = 0.5;
+
+/// pgvector's own most.
+const EF_SEARCH_MAX: i64 = 1000;
+const EF_SEARCH_MIN: i64 = 100;
+/// Beyond this an indexed search takes longer than one that looks at every embedding.
+const SCAN_TUPLES_MAX: i32 = 200_000;
+
+/// The plan that looks at every embedding; PostgreSQL chooses how to find them.
+pub(super) fn exact() -> Vec<Setting> {
+    plan("on")
+}
+
+/// The plan that goes by the index. Every other one is ruled out, because PostgreSQL guesses what filters leave.
+pub(super) fn indexed(how: &How, candidates: i64) -> Vec<Setting> {
+    let ef_search = match how.ef_search {
+        Some(given) => given.into(),
+        None => candidates.clamp(EF_SEARCH_MIN, EF_SEARCH_MAX),
+    };
+    let most = how.max_scan_tuples.unwrap_or(SCAN_TUPLES_MAX);
+    let mut settings = plan("off");
+    settings.extend([
+        ("hnsw.ef_search", ef_search.to_string()),
+        ("hnsw.iterative_scan", "strict_order".to_owned()),
+        ("hnsw.max_scan_tuples", most.to_string()),
+        // Of work_mem, 4 MB by default: what a long scan may remember.
+        ("hnsw.scan_mem_multiplier", "16".to_owned()),
+        ("ivfflat.probes", how.probes.unwrap_or(IVFFLAT_PROBES).to_string()),
+        ("ivfflat.iterative_scan", "relaxed_order".to_owned()),
+    ]);
+    settings
+}
+
+/// Lists that are looked into at first; an iterative scan goes on from there.
+const IVFFLAT_PROBES: i32 = 20;
+
+fn plan(others: &str) -> Vec<Setting> {
+    let names = [
+        "enable_sort",
+        "enable_seqscan",
+        "enable_hashjoin",
+        "enable_mergejoin",
+        "enable_bitmapscan",
+    ];
+    let mut settings: Vec<Setting> =
+        names.into_iter().map(|name| (name, others.to_owned())).collect();
+    // It takes longer than it saves.
+    settings.push(("jit", "off".to_owned()));
+    settings
+}
+
+/// How many candidates make up for what codes lose.
+pub(super) fn candidates(codes: i16, top_k: i64) -> i64 {
+    match codes {
+        BINARY => (top_k * 20).clamp(200, 1_000).max(top_k * 4),
+        FLOAT16 => top_k + top_k / 2 + 10,
+        _ => top_k + 10,
+    }
+}
+
+/// The slices of a sample of so many codes.
+pub(in crate::store) fn sample_slices(rows: i64) -> i64 {
+    (SLICES * SAMPLE_ROWS / rows.max(1)).clamp(1, SAMPLED_SLICES)
+}
+
+/// The part of a space that a filter leaves, by a sample; more than nothing and less than all.
+pub(super) fn selectivity(seen: i64, matching: i64) -> f64 {
+    (matching as f64 + 0.5) / (seen as f64 + 1.0)
+}
+
+/// Whether an index finds so many candidates sooner than looking at all that the filter leaves.
+pub(super) fn is_index_better(rows: i64, selectivity: f64, candidates: i64) -> bool {
+    let points = candidates as f64 / selectivity;
+    let rows = rows as f64;
+    let exact_us = rows * ROW_US + rows * selectivity * VECTOR_US;
+    points < f64::from(SCAN_TUPLES_MAX) && points * POINT_US < exact_us
+}
+
+/// Whether a search failed because its index is gone: another has taken its place.
+pub(super) fn is_gone(error: &Error) -> bool {
+    error.reason() == Reason::SchemaOutdated
+}
+
+/// What parts of spaces filters leave, by statement and values.
+#[derive(Clone, Default)]
+pub struct Selectivities(Arc<Mutex<HashMap<String, (Instant, f64)>>>);
+
+impl Selectivities {
+    pub(super) fn get(&self, key: &str) -> Option<f64> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(key).filter(|(since, _)| since.elapsed() < KEEP).map(|(_, part)| *part)
+    }
+
+    pub(super) fn put(&self, key: String, part: f64) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT_MAX {
+            kept.retain(|_, (since, _)| since.elapsed() < KEEP);
+        }
+        if kept.len() >= KEPT_MAX {
+            kept.clear();
+        }
+        kept.insert(key, (Instant::now(), part));
+    }
+}

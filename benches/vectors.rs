@@ -1,0 +1,521 @@
+//! Measures searches for the nearest on real and made-up embeddings: recall, latency, build time and size, by kind of
+//! index and filter: `cargo bench --bench vectors -- --help`.
+
+#![forbid(unsafe_code)]
+// What it has measured is its output.
+#![allow(clippy::print_stdout)]
+
+use casebook::config::Config;
+use casebook::pb;
+use casebook::pb::vector_index::{Codes, Method};
+use casebook::server::{Database, Server};
+use clap::Parser;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tonic::transport::Channel;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// Fills a space, builds indexes of several kinds one after another, and measures searches through each against exact
+/// ones. What is in --dir already is not made again, so a run that was interrupted goes on where it was.
+#[derive(Parser)]
+#[command(name = "vectors")]
+struct Arguments {
+    /// A folder with real embeddings, as scripts/embedding-corpus.py makes it; else clustered ones are made up.
+    #[arg(long, value_name = "FOLDER")]
+    corpus: Option<PathBuf>,
+    /// Made-up embeddings.
+    #[arg(long, default_value_t = 20_000)]
+    rows: usize,
+    #[arg(long, default_value_t = 1536)]
+    dimensions: usize,
+    /// Kinds of index: hnsw-float32, hnsw-float16, hnsw-binary, ivfflat-float32, ivfflat-float16, ivfflat-binary.
+    #[arg(long, value_delimiter = ',', default_value = "hnsw-binary,hnsw-float16,hnsw-float32")]
+    kinds: Vec<String>,
+    /// Searches of each measurement.
+    #[arg(long, default_value_t = 200)]
+    searches: usize,
+    /// Candidates to re-rank; 0 is the server's choice.
+    #[arg(long, default_value_t = 0)]
+    candidates: i32,
+    #[arg(long, default_value_t = 0)]
+    ef_search: i32,
+    /// Memory for building, in bytes.
+    #[arg(long, default_value_t = 2 << 30)]
+    build_memory_bytes: u64,
+    /// Where the database is; must be on a disk. A folder that is to go with the run where it is not given.
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<PathBuf>,
+    /// Writes the figures into this file, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let asked = std::env::args().any(|argument| argument == "--bench" || argument.contains('='));
+    if !asked && std::env::args().count() == 1 {
+        // `cargo test --all-targets` runs this program, too, and wants no bench.
+        println!("vectors: run by `cargo bench --bench vectors`");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("vectors: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vectors: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where vectors come from: row n is the same in every run.
+enum Source {
+    Real { vectors: Vec<f32>, queries: Vec<f32>, dimensions: usize },
+    Made { centres: Vec<Vec<f32>>, rows: usize, dimensions: usize },
+}
+
+const CENTRES: usize = 1000;
+
+impl Source {
+    fn new(arguments: &Arguments) -> Result<Self> {
+        if let Some(folder) = &arguments.corpus {
+            let meta: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(folder.join("meta.json"))?)?;
+            let text = meta.to_string();
+            let dimensions = find_number(&meta, "dimension")
+                .or_else(|| find_number(&meta, "dimensions"))
+                .ok_or_else(|| format!("no dimension in meta.json: {text}"))?
+                as usize;
+            let vectors = numbers(&folder.join("vectors.f32"))?;
+            let queries = numbers(&folder.join("queries.f32"))?;
+            return Ok(Self::Real { vectors, queries, dimensions });
+        }
+        let mut dice = StdRng::seed_from_u64(1);
+        let centres = (0..CENTRES)
+            .map(|_| (0..arguments.dimensions).map(|_| normal(&mut dice)).collect())
+            .collect();
+        Ok(Self::Made { centres, rows: arguments.rows, dimensions: arguments.dimensions })
+    }
+
+    fn dimensions(&self) -> usize {
+        match self {
+            Self::Real { dimensions, .. } | Self::Made { dimensions, .. } => *dimensions,
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Real { vectors, dimensions, .. } => vectors.len() / dimensions,
+            Self::Made { rows, .. } => *rows,
+        }
+    }
+
+    fn row(&self, n: usize) -> Vec<f32> {
+        match self {
+            Self::Real { vectors, dimensions, .. } => {
+                vectors[n * dimensions..(n + 1) * dimensions].to_vec()
+            }
+            Self::Made { centres, .. } => made(centres, n as u64),
+        }
+    }
+
+    fn query(&self, n: usize) -> Vec<f32> {
+        match self {
+            Self::Real { queries, dimensions, .. } => {
+                let n = n % (queries.len() / dimensions);
+                queries[n * dimensions..(n + 1) * dimensions].to_vec()
+            }
+            Self::Made { centres, .. } => made(centres, (1 << 40) + n as u64),
+        }
+    }
+}
+
+fn find_number(value: &serde_json::Value, key: &str) -> Option<u64> {
+    match value {
+        serde_json::Value::Object(members) => members.iter().find_map(|(name, value)| {
+            if name == key { value.as_u64() } else { find_number(value, key) }
+        }),
+        _ => None,
+    }
+}
+
+/// Around one of the centres, as far as the centres' own length: neighbours are near, and not all alike.
+fn made(centres: &[Vec<f32>], n: u64) -> Vec<f32> {
+    let mut dice = StdRng::seed_from_u64(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 7);
+    let centre = &centres[dice.random_range(0..centres.len())];
+    centre.iter().map(|x| x + 0.8 * normal(&mut dice)).collect()
+}
+
+/// About normal: the sum of twelve even ones.
+fn normal(dice: &mut StdRng) -> f32 {
+    (0..12).map(|_| dice.random_range(0.0_f32..1.0)).sum::<f32>() - 6.0
+}
+
+fn numbers(path: &Path) -> Result<Vec<f32>> {
+    let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let (whole, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(format!("{} is cut short", path.display()).into());
+    }
+    Ok(whole.iter().map(|number| f32::from_le_bytes(*number)).collect())
+}
+
+fn vector(values: &[f32]) -> Option<pb::Vector> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    Some(pb::Vector { data: Some(pb::vector::Data::F32Le(bytes.into())) })
+}
+
+type Vectors = pb::vector_service_client::VectorServiceClient<Channel>;
+type Spaces = pb::vector_space_service_client::VectorSpaceServiceClient<Channel>;
+
+const SPACE: &str = "bench";
+/// Filters, each with the part of the embeddings that it leaves.
+const FILTERS: [(&str, &str); 4] =
+    [("all", ""), ("50 %", "tags:\"of2\""), ("10 %", "tags:\"of10\""), ("1 %", "tags:\"of100\"")];
+const RARE: (&str, &str) = ("0.1 %", "tags:\"of1000\"");
+const TOP_K: i32 = 10;
+
+async fn run(arguments: &Arguments) -> Result<()> {
+    let source = Source::new(arguments)?;
+    let folder = match &arguments.dir {
+        Some(dir) => Folder::Kept(dir.clone()),
+        None => {
+            Folder::Gone(tempfile::Builder::new().prefix("casebook-vectors-").tempdir_in("target")?)
+        }
+    };
+    std::fs::create_dir_all(folder.path())?;
+    let data = folder.path().join("data").display().to_string();
+    let memory = arguments.build_memory_bytes.to_string();
+    let flags = [
+        ("data_dir", data.as_str()),
+        ("listen", "127.0.0.1:0"),
+        ("metrics_listen", ""),
+        ("log_filter", "warn"),
+        ("index_build_memory_bytes", &memory),
+        ("index_probe_interval_ms", "0"),
+        ("drain_delay_ms", "0"),
+    ];
+    let flags = flags.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let config = Config::load(None, Vec::new(), flags).map_err(|error| error.to_string())?;
+    let database = Database::open(&config).await?;
+    database.migrate().await?;
+    let server = Server::bind(config, &database).await?;
+    let address = server.address();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server.serve(async move {
+        let _ = stopped.await;
+    }));
+    let measured = tokio::select! {
+        measured = measure(arguments, &source, &address, folder.path()) => measured,
+        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+    };
+    let _ = stop.send(());
+    serving.await??;
+    database.close().await;
+    measured
+}
+
+enum Folder {
+    Kept(PathBuf),
+    Gone(tempfile::TempDir),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Gone(folder) => folder.path(),
+        }
+    }
+}
+
+async fn measure(
+    arguments: &Arguments,
+    source: &Source,
+    address: &str,
+    folder: &Path,
+) -> Result<()> {
+    let channel = tonic::transport::Endpoint::from_shared(address.to_owned())?.connect().await?;
+    let mut vectors = Vectors::new(channel.clone()).max_decoding_message_size(64 << 20);
+    let mut spaces = Spaces::new(channel.clone());
+    let mut operations = pb::operation_service_client::OperationServiceClient::new(channel);
+    fill(source, &mut vectors, &mut spaces).await?;
+    let mut out = String::new();
+    let mut say = |line: String| {
+        println!("{line}");
+        out.push_str(&line);
+        out.push('\n');
+    };
+    let what = match source {
+        Source::Real { .. } => "real embeddings".to_owned(),
+        Source::Made { .. } => format!("made-up embeddings around {CENTRES} centres"),
+    };
+    let rows = source.rows();
+    say(format!("# {rows} {what}, {} dimensions, COSINE\n", source.dimensions()));
+    say(format!(
+        "Of {} searches for {TOP_K} through one client, one after another, warm. Recall is the part of the exact answer.\n",
+        arguments.searches
+    ));
+    say("| index | filter | recall | p50 ms | p95 ms | p99 ms | exact p50 ms | by index |".into());
+    say("|---|---|---|---|---|---|---|---|".into());
+    let mut sizes = Vec::new();
+    for kind in &arguments.kinds {
+        let index = parse(kind)?;
+        let began = Instant::now();
+        let request =
+            pb::GetVectorSpaceRequest { vector_space_id: SPACE.into(), ..Default::default() };
+        let space = spaces.get_vector_space(request).await?.into_inner().vector_space;
+        let has = space.and_then(|space| space.index);
+        let is_there =
+            has.is_some_and(|has| (has.method, has.codes) == (index.method, index.codes));
+        if !is_there {
+            let request = pb::BuildVectorIndexRequest {
+                vector_space_id: SPACE.into(),
+                index: Some(index),
+                options: None,
+            };
+            let begun = spaces.build_vector_index(request).await?.into_inner().operation;
+            let id = begun.map(|begun| begun.id).unwrap_or_default();
+            let request = pb::WatchOperationRequest { operation_id: id };
+            let mut watched = operations.watch_operation(request).await?.into_inner();
+            while let Some(told) = watched.message().await? {
+                let Some(operation) = told.operation else { continue };
+                progress(&format!(
+                    "{kind}: {} {:.0} %",
+                    operation.phase,
+                    operation.progress * 100.0
+                ));
+                if !operation.error.is_empty() {
+                    return Err(operation.error.into());
+                }
+            }
+        }
+        let took = began.elapsed();
+        let request = pb::GetVectorSpaceStatsRequest { vector_space_id: SPACE.into() };
+        let stats = spaces.get_vector_space_stats(request).await?.into_inner();
+        if let Some(index) = stats.indexes.first() {
+            let built = if is_there {
+                "built before".into()
+            } else {
+                format!("{:.1} s", took.as_secs_f64())
+            };
+            sizes.push(format!(
+                "| {kind} | {built} | {:.1} | {:.1} |",
+                index.size_bytes as f64 / 1e6,
+                index.codes_size_bytes as f64 / 1e6
+            ));
+        }
+        for (name, filter) in FILTERS.into_iter().chain([RARE]) {
+            let exact = exact(arguments, source, &mut vectors, filter, folder).await?;
+            let found = search(arguments, source, &mut vectors, filter, false, kind).await?;
+            say(line(kind, name, &exact, &found));
+        }
+    }
+    say(String::new());
+    say("| index | built in | index MB | codes MB |".into());
+    say("|---|---|---|---|".into());
+    for size in sizes {
+        say(size);
+    }
+    if let Some(path) = &arguments.out {
+        std::fs::write(path, out)?;
+    }
+    Ok(())
+}
+
+fn parse(kind: &str) -> Result<pb::VectorIndex> {
+    let wrong = || format!("{kind} is no kind of index: see --help");
+    let (method, codes) = kind.split_once('-').ok_or_else(wrong)?;
+    let method = match method {
+        "hnsw" => Method::Hnsw,
+        "ivfflat" => Method::Ivfflat,
+        _ => return Err(wrong().into()),
+    };
+    let codes = match codes {
+        "float32" => Codes::Float32,
+        "float16" => Codes::Float16,
+        "binary" => Codes::Binary,
+        _ => return Err(wrong().into()),
+    };
+    Ok(pb::VectorIndex { method: method.into(), codes: codes.into(), ..Default::default() })
+}
+
+/// A line that the next one takes the place of.
+fn progress(text: &str) {
+    let mut out = std::io::stderr();
+    let _ = write!(out, "\r\x1b[K{text}");
+    let _ = out.flush();
+}
+
+const BATCH: usize = 500;
+
+async fn fill(source: &Source, vectors: &mut Vectors, spaces: &mut Spaces) -> Result<()> {
+    let request = pb::CreateVectorSpaceRequest {
+        vector_space_id: SPACE.into(),
+        vector_space: Some(pb::VectorSpace {
+            embedding_model: "bench".into(),
+            dimensions: source.dimensions() as i32,
+            metric: pb::DistanceMetric::Cosine.into(),
+            ..Default::default()
+        }),
+        options: Some(pb::WriteOptions {
+            on_conflict: pb::OnConflict::ReturnIfEqual.into(),
+            ..Default::default()
+        }),
+    };
+    spaces.create_vector_space(request).await?;
+    let request = pb::GetVectorSpaceStatsRequest { vector_space_id: SPACE.into() };
+    let there = spaces.get_vector_space_stats(request).await?.into_inner().embedding_count as usize;
+    let (began, total) = (Instant::now(), source.rows());
+    let mut at = there;
+    while at < total {
+        let to = (at + BATCH).min(total);
+        let rows = (at..to).map(|n| {
+            let tags = [2, 10, 100, 1000].iter().filter(|part| n % **part == 0);
+            pb::Embedding {
+                id: format!("e{n}"),
+                tags: tags.map(|part| format!("of{part}")).collect(),
+                vector: vector(&source.row(n)),
+                ..Default::default()
+            }
+        });
+        let request = pb::BatchUpsertEmbeddingsRequest {
+            vector_space_id: SPACE.into(),
+            embeddings: rows.collect(),
+            options: None,
+        };
+        vectors.batch_upsert_embeddings(request).await?;
+        at = to;
+        let rate = (at - there) as f64 / began.elapsed().as_secs_f64();
+        progress(&format!(
+            "{at} of {total} embeddings, {rate:.0} a second, {:.0} s left",
+            (total - at) as f64 / rate
+        ));
+    }
+    Ok(())
+}
+
+/// What searches found, and how long each took.
+struct Answers {
+    distances: Vec<Vec<f64>>,
+    took_ms: Vec<f64>,
+    by_index: usize,
+}
+
+impl Answers {
+    fn percentile(&self, percent: usize) -> f64 {
+        let mut sorted = self.took_ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let place = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+        sorted.get(place).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Exact answers, kept beside the database, because they take long.
+async fn exact(
+    arguments: &Arguments,
+    source: &Source,
+    vectors: &mut Vectors,
+    filter: &str,
+    folder: &Path,
+) -> Result<Answers> {
+    let name: String = filter.chars().filter(char::is_ascii_alphanumeric).collect();
+    let path = folder.join(format!("exact-{name}-{}-{}.json", source.rows(), arguments.searches));
+    if let Ok(kept) = std::fs::read(&path) {
+        let (distances, took_ms) = serde_json::from_slice(&kept)?;
+        return Ok(Answers { distances, took_ms, by_index: 0 });
+    }
+    let answers = search(arguments, source, vectors, filter, true, "exact").await?;
+    std::fs::write(&path, serde_json::to_vec(&(&answers.distances, &answers.took_ms))?)?;
+    Ok(answers)
+}
+
+async fn search(
+    arguments: &Arguments,
+    source: &Source,
+    vectors: &mut Vectors,
+    filter: &str,
+    exact: bool,
+    kind: &str,
+) -> Result<Answers> {
+    let mut answers = Answers { distances: Vec::new(), took_ms: Vec::new(), by_index: 0 };
+    let warm = if exact { 1 } else { arguments.searches };
+    for n in (0..warm).chain(0..arguments.searches) {
+        let params = pb::SearchParams {
+            exact,
+            candidates: if exact { 0 } else { arguments.candidates },
+            ef_search: if exact { 0 } else { arguments.ef_search },
+            ..Default::default()
+        };
+        let request = pb::SearchVectorsRequest {
+            query: Some(pb::VectorQuery {
+                vector_space_id: SPACE.into(),
+                target: vector(&source.query(n)).map(pb::vector_query::Target::Vector),
+                top_k: TOP_K,
+                r#where: (!filter.is_empty())
+                    .then(|| pb::Selector { expression: filter.into(), filter: None }),
+                params: Some(params),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let began = Instant::now();
+        let answer = vectors.search_vectors(deadline(request)).await?.into_inner();
+        let took = began.elapsed();
+        if n % 50 == 0 {
+            progress(&format!("{kind} {filter}: search {n} of {}", arguments.searches));
+        }
+        answers.took_ms.push(took.as_secs_f64() * 1000.0);
+        if answers.took_ms.len() > warm {
+            answers.by_index += usize::from(answer.method() != pb::SearchMethod::Exact);
+        }
+        answers.distances.push(answer.hits.iter().map(|hit| hit.distance).collect());
+    }
+    // The first ones warmed up.
+    answers.took_ms.drain(..warm);
+    answers.distances.drain(..warm);
+    progress("");
+    Ok(answers)
+}
+
+fn deadline<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(Duration::from_secs(60));
+    request
+}
+
+fn line(kind: &str, filter: &str, exact: &Answers, found: &Answers) -> String {
+    let (mut there, mut met) = (0, 0);
+    for (all, some) in exact.distances.iter().zip(&found.distances) {
+        let Some(last) = all.last() else { continue };
+        there += all.len();
+        met += some.iter().filter(|distance| **distance <= last + 1e-6).count();
+    }
+    format!(
+        "| {kind} | {filter} | {:.4} | {:.1} | {:.1} | {:.1} | {:.1} | {} of {} |",
+        met as f64 / there.max(1) as f64,
+        found.percentile(50),
+        found.percentile(95),
+        found.percentile(99),
+        exact.percentile(50),
+        found.by_index,
+        found.took_ms.len(),
+    )
+}

@@ -54,6 +54,7 @@ reasons! {
     ModelMismatch = "MODEL_MISMATCH",
     NotIndexable = "NOT_INDEXABLE",
     OperationActive = "OPERATION_ACTIVE",
+    VectorDamaged = "VECTOR_DAMAGED",
     ReadOnly = "READ_ONLY",
     SchemaOutdated = "SCHEMA_OUTDATED",
     TokenMissing = "TOKEN_MISSING",

@@ -35,6 +35,7 @@ pub mod search;
 pub mod service_health;
 pub mod status;
 pub mod stream;
+pub mod sync;
 pub mod tenant;
 pub mod token;
 pub mod training_example;
@@ -129,6 +130,7 @@ pub fn routes(parts: Parts) -> Routes {
     use pb::precedent_service_server::PrecedentServiceServer;
     use pb::retention_service_server::RetentionServiceServer;
     use pb::search_service_server::SearchServiceServer;
+    use pb::sync_service_server::SyncServiceServer;
     use pb::telemetry_service_server::TelemetryServiceServer;
     use pb::tenant_service_server::TenantServiceServer;
     use pb::transaction_service_server::TransactionServiceServer;
@@ -143,6 +145,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(PolicyServiceServer::new(api.clone()), small))
         .add_service(limited!(PrecedentServiceServer::new(api.clone()), large))
         .add_service(limited!(SearchServiceServer::new(api.clone()), small))
+        .add_service(limited!(SyncServiceServer::new(api.clone()), large))
         .add_service(limited!(AuditServiceServer::new(api.clone()), small))
         .add_service(limited!(TelemetryServiceServer::new(api.clone()), small))
         .add_service(limited!(TenantServiceServer::new(api.clone()), small))

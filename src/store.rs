@@ -33,6 +33,7 @@ pub mod policy_rule;
 pub mod postgres;
 pub mod precedent;
 pub mod precedent_reference;
+pub mod projection;
 pub mod purge;
 pub mod query;
 pub mod read;
@@ -97,6 +98,9 @@ const OTHER_QUERIES: &[&[&dyn Check]] = &[
     export::QUERIES,
     log::QUERIES,
     log::ROW_QUERIES,
+    projection::QUERIES,
+    projection::built_in::QUERIES,
+    projection::follow::QUERIES,
     purge::QUERIES,
     request_ledger::QUERIES,
     snapshot::QUERIES,

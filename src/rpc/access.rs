@@ -249,6 +249,14 @@ const RULES: &[(&str, Rule)] = &[
     ("/casebook.v1.VectorService/SearchVectors", READ),
     ("/casebook.v1.VectorService/BatchSearchVectors", READ),
 
+    ("/casebook.v1.SyncService/SyncEmbedding", WRITE),
+    ("/casebook.v1.SyncService/BatchSyncEmbeddings", WRITE),
+    ("/casebook.v1.SyncService/DeleteFromBoth", WRITE),
+    ("/casebook.v1.SyncService/BatchDeleteFromBoth", WRITE),
+    ("/casebook.v1.SyncService/VerifySync", READ),
+    ("/casebook.v1.SyncService/ResyncFromPostgres", WRITE),
+    ("/casebook.v1.SyncService/GetSyncStatus", READ),
+
     ("/casebook.v1.TelemetryService/RecordHeartbeat", WRITE),
     ("/casebook.v1.TelemetryService/ListServiceHealth", READ),
     ("/casebook.v1.TelemetryService/RecordMetricsSnapshot", WRITE),

@@ -14,7 +14,7 @@ use crate::store::embedding::{
 use crate::store::noun::{Meta, Noun};
 use crate::store::vector::{Numbers, f32_le, from_f32_le};
 use crate::store::vector_space::{FLOAT16, VectorSpace};
-use crate::store::write::WriteOptions;
+use crate::store::write::{Change, WriteOptions};
 use crate::{Error, Reason, Result};
 use search::{Hits, TOP_K, TOP_K_MAX};
 use tonic::{Request, Response};
@@ -255,6 +255,17 @@ impl Parts {
         asked: Upsert,
         messages: Vec<pb::Embedding>,
     ) -> Result<(WrittenEmbeddings, Option<pb::WriteReceipt>)> {
+        self.upsert_as(caller, asked, messages, |change| change).await
+    }
+
+    /// The same, as part of a change that does more.
+    pub(super) async fn upsert_as<C: Change<Answer = WrittenEmbeddings>>(
+        &self,
+        caller: Caller,
+        asked: Upsert,
+        messages: Vec<pb::Embedding>,
+        whole: impl FnOnce(WriteEmbeddings) -> C,
+    ) -> Result<(WrittenEmbeddings, Option<pb::WriteReceipt>)> {
         let Upsert { vector_space_id, options, digest, is_batch } = asked;
         let own_ids: Vec<String> = messages.iter().map(own_id).collect();
         let mut fields = Fields::new(&caller, self.batch_max);
@@ -296,11 +307,12 @@ impl Parts {
             }
             change => change?,
         };
+        let change = whole(change);
         self.write_as(caller, Write { change, options }).await.map_err(in_own_words)
     }
 
     /// Deletes embeddings; gives those that were there.
-    async fn delete_embeddings(
+    pub(super) async fn delete_embeddings(
         &self,
         caller: Caller,
         asked: Delete,
@@ -346,19 +358,19 @@ impl Parts {
 }
 
 /// What the two upserts have in common.
-struct Upsert {
-    vector_space_id: String,
-    options: Option<pb::WriteOptions>,
-    digest: [u8; 32],
-    is_batch: bool,
+pub(super) struct Upsert {
+    pub vector_space_id: String,
+    pub options: Option<pb::WriteOptions>,
+    pub digest: [u8; 32],
+    pub is_batch: bool,
 }
 
 /// What the two deletions have in common.
-struct Delete {
-    vector_space_id: String,
-    options: Option<pb::WriteOptions>,
-    digest: [u8; 32],
-    allow_missing: bool,
+pub(super) struct Delete {
+    pub vector_space_id: String,
+    pub options: Option<pb::WriteOptions>,
+    pub digest: [u8; 32],
+    pub allow_missing: bool,
 }
 
 /// Upserting replaces what is there unless the caller wants otherwise.

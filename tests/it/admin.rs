@@ -48,7 +48,7 @@ async fn the_capabilities_name_each_limit_once_with_its_unit() {
         assert!(limit.value >= 0, "{limit:?}");
     }
     assert!(answer.services.contains(&"casebook.v1.DecisionService".to_owned()));
-    assert_eq!(answer.services.len(), 17);
+    assert_eq!(answer.services.len(), 18);
     world.close().await;
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const SERVICES: [&str; 17] = [
+const SERVICES: [&str; 18] = [
     "casebook.v1.AdminService",
     "casebook.v1.AuditService",
     "casebook.v1.ClaimService",
@@ -21,6 +21,7 @@ const SERVICES: [&str; 17] = [
     "casebook.v1.PrecedentService",
     "casebook.v1.RetentionService",
     "casebook.v1.SearchService",
+    "casebook.v1.SyncService",
     "casebook.v1.TelemetryService",
     "casebook.v1.TenantService",
     "casebook.v1.TransactionService",

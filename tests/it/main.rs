@@ -50,6 +50,7 @@ mod service_health;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;
 mod statistics;
+mod sync;
 mod systems;
 mod tenancy;
 mod tenant;

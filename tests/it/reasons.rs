@@ -50,6 +50,7 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::ModelMismatch, "embedding::a_vector_that_is_none_of_the_spaces_is_refused"),
     (Reason::NotIndexable, "vector_index::an_index_that_cannot_be_is_refused"),
     (Reason::OperationActive, "upkeep::an_index_is_built_anew_under_load"),
+    (Reason::VectorDamaged, "sync::what_is_lost_comes_back_and_what_is_damaged_is_sent_anew"),
     (Reason::OnHold, "legal_hold::what_is_held_stays_until_it_is_released"),
 ];
 
@@ -85,6 +86,7 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
         ("legal_hold", include_str!("legal_hold.rs")),
         ("precedent", include_str!("precedent.rs")),
         ("search", include_str!("search.rs")),
+        ("sync", include_str!("sync.rs")),
         ("model_checkpoint", include_str!("model_checkpoint.rs")),
         ("tenant", include_str!("tenant.rs")),
         ("write", include_str!("write.rs")),

@@ -370,6 +370,11 @@ impl As {
         client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
     }
 
+    pub fn syncs(&self) -> pb::sync_service_client::SyncServiceClient<Wire> {
+        let client = pb::sync_service_client::SyncServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
     pub fn spaces(&self) -> pb::vector_space_service_client::VectorSpaceServiceClient<Wire> {
         pb::vector_space_service_client::VectorSpaceServiceClient::new(self.wire())
     }

@@ -1,4 +1,4 @@
-//! Four systems that use Casebook, each written twice as its users would: with grpcurl in a shell script, and with a
+//! Systems that use Casebook, each written twice as its users would: with grpcurl in a shell script, and with a
 //! generated Python client. The scripts (tests/systems) check the answers themselves.
 
 use crate::process::PATIENCE;
@@ -80,6 +80,16 @@ async fn a_factory_uses_it_with_grpcurl() {
 #[tokio::test]
 async fn a_factory_uses_it_with_python() {
     run("factory.py").await;
+}
+
+#[tokio::test]
+async fn vectors_are_used_with_grpcurl() {
+    run("vectors.sh").await;
+}
+
+#[tokio::test]
+async fn vectors_are_used_with_python() {
+    run("vectors.py").await;
 }
 
 /// F535: 50 queries over 20 workers, with at most 5 + 10 connections.

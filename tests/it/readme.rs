@@ -29,6 +29,7 @@ const ANSWERS: &[(&str, &[&str])] = &[
     ("Search", &["**bridge**", "**toll**"]),
     ("CreateVectorSpace", &[r#""dimensions": 3"#, r#""metric": "DISTANCE_METRIC_COSINE""#]),
     ("UpsertEmbedding", &[r#""vectorDigest""#, r#""vectorSpaceId": "precedents""#]),
+    ("VerifySync", &[r#""inSync": true"#, r#""vectordbCount": "1""#]),
     ("SearchVectors", &[r#""id": "prec-001""#, r#""score": 0.99"#]),
     ("describe", &["rpc CreateDecision"]),
     ("GetCapabilities", &[r#""name": "batch_max""#]),

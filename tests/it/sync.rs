@@ -3,7 +3,7 @@
 mod follow;
 
 use crate::help::*;
-use crate::world::{As, World, request, wrong_fields};
+use crate::world::{As, World, reason, request, wrong_fields};
 use casebook::pb;
 use casebook::pb::{DistanceMetric, SyncFault, VectorStorage};
 use std::time::Duration;
@@ -590,26 +590,40 @@ async fn one_tenant_s_vectors_are_not_another_s() {
     world.close().await;
 }
 
-/// What takes too long says so, and a caller that goes away leaves nothing behind.
+/// What takes too long says so, a server that goes away says so, and a caller that goes away leaves nothing behind.
 #[tokio::test]
-async fn a_run_that_is_not_whole_by_its_deadline_says_so() {
-    let world = World::new().await;
+async fn a_run_that_is_not_whole_says_so() {
+    let mut world = World::with(&[("deadline_default_ms", "1500")]).await;
     let who = world.anonymous();
     space(&who, "s", 2).await;
     ok!(who.syncs().batch_sync_embeddings(batch("s", some(250, 2))));
-    let owner = world.superuser().await;
-    owner
-        .batch_execute("BEGIN; LOCK TABLE casebook.embedding_vector IN ACCESS EXCLUSIVE MODE")
-        .await
-        .unwrap();
-    let mut verify = tonic::Request::new(full("s"));
-    verify.set_timeout(Duration::from_millis(300));
-    fails!(who.syncs().verify_sync(verify), DeadlineExceeded, "DEADLINE_EXCEEDED");
-    owner.batch_execute("COMMIT").await.unwrap();
     let mut begun = ok!(who.syncs().resync_from_postgres(resync("s")));
     assert_eq!(begun.message().await.unwrap().unwrap().synced, 100);
     drop(begun);
-    assert!(ok!(who.syncs().verify_sync(full("s"))).in_sync);
-    drop(owner);
+    let mut begun = ok!(who.syncs().resync_from_postgres(resync("s")));
+    assert_eq!(begun.message().await.unwrap().unwrap().synced, 100);
+
+    let owner = world.superuser().await;
+    let lock = "BEGIN; LOCK TABLE casebook.embedding_vector IN ACCESS EXCLUSIVE MODE";
+    owner.batch_execute(lock).await.unwrap();
+    fails!(who.syncs().verify_sync(full("s")), DeadlineExceeded, "DEADLINE_EXCEEDED");
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        world.stop().await;
+    };
+    let rest = async {
+        // What was on its way already comes.
+        loop {
+            match begun.message().await {
+                Ok(Some(answer)) => assert!(!answer.done, "{answer:?}"),
+                Ok(None) => panic!("it ends as if it were whole"),
+                Err(status) => return status,
+            }
+        }
+    };
+    let ((), status) = tokio::join!(stop, rest);
+    assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "SHUTTING_DOWN".into()));
+    owner.batch_execute("COMMIT").await.unwrap();
+    drop((owner, begun));
     world.close().await;
 }

@@ -7,7 +7,7 @@ use crate::store::embedding::{Embedding, WriteEmbeddings, WrittenEmbeddings};
 use crate::store::log::{LogRow, hex};
 use crate::store::noun::Noun;
 use crate::store::snapshot::Snapshot;
-use crate::store::vector::keep;
+use crate::store::vector::{f32_le, keep};
 use crate::store::vector_space::{FLOAT16, VectorSpace};
 use crate::store::write::{Applied, Change, Outcome, RowKey, Tx};
 use crate::{Error, Reason, Result, queries, row};
@@ -110,11 +110,7 @@ fn held(Stored { uid, version, numbers: sent }: Stored, is_half: bool) -> Held {
 
 /// SHA-256 of numbers, 4 bytes each, little endian; 64 hex digits.
 pub(super) fn digest(numbers: &[f32]) -> String {
-    let mut digest = Sha256::new();
-    for number in numbers {
-        digest.update(number.to_le_bytes());
-    }
-    hex(&digest.finalize())
+    hex(&Sha256::digest(f32_le(numbers)))
 }
 
 /// The numbers of a vector as pgvector sends it: how many there are, two bytes of nothing, and each, all with the

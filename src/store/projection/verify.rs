@@ -64,14 +64,14 @@ impl Verified {
 
     /// 0 to 100: how much of what was looked at is as recorded, and how the counts are to each other, whichever is less.
     pub fn rate_percent(&self) -> f64 {
-        let share = |part: i64, whole: i64| match whole {
-            0 => 1.0,
-            _ => part as f64 / whole as f64,
+        let percent = |part: i64, whole: i64| match whole {
+            0 => 100.0,
+            _ => 100.0 * part as f64 / whole as f64,
         };
         let as_recorded = self.checked - self.missing - self.different;
-        let found = share(as_recorded, self.checked + self.extra);
-        let counted = share(self.recorded.min(self.held), self.recorded.max(self.held));
-        100.0 * found.min(counted)
+        let found = percent(as_recorded, self.checked + self.extra);
+        let counted = percent(self.recorded.min(self.held), self.recorded.max(self.held));
+        found.min(counted)
     }
 
     fn add(&mut self, compared: Compared) {

@@ -44,7 +44,16 @@ async fn empty_call(who: &As, path: &'static str) -> Code {
 /// Whom the documentation lets call a method: reader, writer, auditor, admin; then an admin of the tenant "system".
 fn expected(service: &str, method: &str) -> [bool; 5] {
     let reads = [
-        "Get", "List", "BatchGet", "Find", "Search", "BatchSearch", "Watch", "Wait", "Measure", "Verify",
+        "Get",
+        "List",
+        "BatchGet",
+        "Find",
+        "Search",
+        "BatchSearch",
+        "Watch",
+        "Wait",
+        "Measure",
+        "Verify",
     ];
     let reads = reads.iter().any(|verb| method.starts_with(verb));
     match (service, method) {

@@ -14,6 +14,7 @@ use crate::{Error, Reason, Result, queries, row};
 use futures_util::future::BoxFuture;
 use half::f16;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use uuid::Uuid;
 
 row! {
@@ -130,6 +131,19 @@ pub(super) fn numbers(sent: &[u8], is_half: bool) -> Option<Vec<f32>> {
     (numbers.len() == expected).then_some(numbers)
 }
 
+/// The uids of embeddings whose vectors are not there, or not with the numbers that they should have.
+async fn lost(tx: &Tx<'_>, is_half: bool, rows: &[Embedding]) -> Result<HashSet<Uuid>> {
+    let uids = rows.iter().map(|row| row.meta.uid).collect();
+    let stored = tx.run(&FIND, &(uids, is_half)).await?;
+    let held: HashSet<(Uuid, String)> = stored
+        .into_iter()
+        .map(|stored| held(stored, is_half))
+        .map(|held| (held.uid, held.digest))
+        .collect();
+    let wanted = rows.iter().map(|row| (row.meta.uid, row.vector_digest.clone()));
+    Ok(wanted.filter(|wanted| !held.contains(wanted)).map(|(uid, _)| uid).collect())
+}
+
 /// Writes embeddings with their vectors, and brings back the vectors that those which are already as they should be have
 /// lost.
 pub struct SyncEmbeddings(pub WriteEmbeddings);
@@ -137,15 +151,16 @@ pub struct SyncEmbeddings(pub WriteEmbeddings);
 impl SyncEmbeddings {
     /// Fails where what stands for a vector has other numbers: it cannot be overwritten, because rows never change.
     async fn restore(&self, tx: &Tx<'_>, written: &WrittenEmbeddings) -> Result<Option<Error>> {
-        let Self(WriteEmbeddings { is_half, vectors, .. }) = self;
-        let all: Vec<_> = written.rows.iter().map(|row| row.meta.uid).zip(vectors.iter()).collect();
-        keep(tx, *is_half, &all).await?;
-        let uids = written.rows.iter().map(|row| row.meta.uid).collect();
-        let stored = tx.run(&FIND, &(uids, *is_half)).await?;
-        let held: Vec<Held> = stored.into_iter().map(|stored| held(stored, *is_half)).collect();
-        let is_held = |row: &&Embedding| {
-            held.iter().any(|held| held.uid == row.meta.uid && held.digest == row.vector_digest)
+        let Self(WriteEmbeddings { space_uid, is_half, vectors, .. }) = self;
+        let lost = lost(tx, *is_half, &written.rows).await?;
+        let pairs = written.rows.iter().map(|row| row.meta.uid).zip(vectors);
+        let all: Vec<_> = pairs.filter(|(uid, _)| lost.contains(uid)).collect();
+        keep(tx, *space_uid, *is_half, &all).await?;
+        let damaged = match all.is_empty() {
+            true => lost,
+            false => self::lost(tx, *is_half, &written.rows).await?,
         };
+        let is_held = |row: &&Embedding| !damaged.contains(&row.meta.uid);
         Ok(written.rows.iter().find(|row| !is_held(row)).map(|row| Error::Refused {
             reason: Reason::VectorDamaged,
             message: format!(

@@ -29,6 +29,7 @@ pub mod page;
 pub mod policy_rule;
 pub mod precedent;
 pub mod precedent_reference;
+pub mod precondition;
 pub mod resource;
 pub mod retention_policy;
 pub mod search;
@@ -177,7 +178,7 @@ impl Parts {
         request: Request<A>,
     ) -> Result<(<A::Change as Change>::Answer, Option<pb::WriteReceipt>)> {
         let (caller, request) = open(request)?;
-        let write = self.ask(request, &caller)?;
+        let write = self.ask(request, &caller).await?;
         self.write_as(caller, write).await
     }
 

@@ -242,6 +242,7 @@ const RULES: &[(&str, Rule)] = &[
 
     ("/casebook.v1.VectorService/UpsertEmbedding", WRITE),
     ("/casebook.v1.VectorService/BatchUpsertEmbeddings", WRITE),
+    ("/casebook.v1.VectorService/IngestEmbeddings", WRITE),
     ("/casebook.v1.VectorService/GetEmbedding", READ),
     ("/casebook.v1.VectorService/ListEmbeddings", READ),
     ("/casebook.v1.VectorService/DeleteEmbedding", WRITE),

@@ -1,13 +1,16 @@
 //! Chunks on the wire.
 
-use super::json;
+use super::ingest::{Acknowledged, Bulk, explained};
 use super::resource::{New, Resource, read_delete, read_update};
 use super::wire::{self, Fields};
-use crate::pb;
+use super::{Parts, json};
+use crate::store::caller::Caller;
 use crate::store::change::OnConflict;
 use crate::store::chunk::{Chunk, ModifyChunk};
-use crate::store::ingest::WriteChunks;
+use crate::store::ingest::{WriteChunks, WrittenChunks};
 use crate::store::noun::Noun;
+use crate::{Error, pb};
+use futures_util::future::BoxFuture;
 
 const TEXT_BYTES_MAX: usize = 1 << 20;
 
@@ -32,6 +35,62 @@ crate::requests!(@ask BatchCreateChunksRequest -> WriteChunks,
     }
     read_chunks(fields, document_id, chunks, on_conflict, delete_from_index)
 });
+
+/// What IngestChunks brings.
+pub struct Chunks;
+
+impl Bulk for Chunks {
+    type Message = pb::IngestChunksRequest;
+    type Request = pb::BatchCreateChunksRequest;
+    type Answer = pb::IngestChunksResponse;
+    /// The document, and the id and the place of each chunk.
+    type Sent = (String, Vec<(String, i32)>);
+    const ITEMS: &'static str = "chunks";
+
+    fn open(message: Self::Message) -> (i64, Self::Request) {
+        let pb::IngestChunksRequest { sequence, document_id, chunks, options, delete_from_index } =
+            message;
+        let request =
+            pb::BatchCreateChunksRequest { document_id, chunks, options, delete_from_index };
+        (sequence, request)
+    }
+
+    fn remember(change: &WriteChunks) -> Self::Sent {
+        let chunks = change.rows.iter().map(|row| (row.id.clone(), row.chunk_index));
+        (change.document_id.clone(), chunks.collect())
+    }
+
+    fn written(answer: &WrittenChunks) -> usize {
+        answer.written
+    }
+
+    /// One that stands where another should is looked up.
+    fn find<'a>(
+        api: &'a Parts,
+        caller: &'a Caller,
+        error: &'a Error,
+        (document_id, chunks): Self::Sent,
+    ) -> BoxFuture<'a, Option<usize>> {
+        Box::pin(async move {
+            let Error::Taken { kind: Chunk::KIND, id, .. } = error else { return None };
+            if let Some(position) = chunks.iter().position(|(given, _)| given == id) {
+                return Some(position);
+            }
+            let there: Chunk = api.store.get(caller, id).await.ok()?;
+            let place = (there.document_id == document_id).then_some(there.chunk_index)?;
+            chunks.iter().position(|(_, chunk_index)| *chunk_index == place)
+        })
+    }
+
+    fn explain(error: Error, place: Option<i32>) -> pb::IngestError {
+        pb::IngestError { chunk_position: place, ..explained(error) }
+    }
+
+    fn answer(answer: Acknowledged) -> Self::Answer {
+        let Acknowledged { sequence, written, suggested_batch, receipt, error } = answer;
+        pb::IngestChunksResponse { sequence, written, suggested_batch, receipt, error }
+    }
+}
 
 fn read_chunks(
     fields: &mut Fields,

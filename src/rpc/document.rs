@@ -1,5 +1,6 @@
 //! DocumentService: documents, their analyses and their chunks.
 
+use super::chunk::Chunks;
 use super::ingest::Acknowledgements;
 use super::resource::{New, Resource};
 use super::wire::{self, Fields};
@@ -174,13 +175,13 @@ impl pb::document_service_server::DocumentService for Api {
         Ok(Response::new(pb::BatchCreateChunksResponse { chunk_ids, total_chunks, receipt }))
     }
 
-    type IngestChunksStream = Acknowledgements;
+    type IngestChunksStream = Acknowledgements<pb::IngestChunksResponse>;
 
     async fn ingest_chunks(
         &self,
         request: Request<Streaming<pb::IngestChunksRequest>>,
-    ) -> Answer<Acknowledgements> {
-        Ok(Response::new(self.ingest(request)?))
+    ) -> Answer<Self::IngestChunksStream> {
+        Ok(Response::new(self.ingest::<Chunks>(request)?))
     }
 }
 

@@ -3,7 +3,8 @@
 pub(super) mod search;
 
 use super::descriptor::ReadMask;
-use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX, Write, kind_name, kind_number};
+use super::ingest::{Acknowledged, Acknowledgements, Bulk, explained};
+use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX, kind_name, kind_number};
 use super::{Answer, Api, Paged, Parts, Selection, json, open};
 use crate::pb;
 use crate::store::caller::Caller;
@@ -13,11 +14,12 @@ use crate::store::embedding::{
 };
 use crate::store::noun::{Meta, Noun};
 use crate::store::vector::{Numbers, f32_le, from_f32_le};
-use crate::store::vector_space::{FLOAT16, VectorSpace};
-use crate::store::write::{Change, WriteOptions};
+use crate::store::vector_space::VectorSpace;
 use crate::{Error, Reason, Result};
+use futures_util::future::{BoxFuture, ready};
 use search::{Hits, TOP_K, TOP_K_MAX};
-use tonic::{Request, Response};
+use std::sync::Arc;
+use tonic::{Request, Response, Streaming};
 use uuid::Uuid;
 
 const QUERIES_MAX: usize = 100;
@@ -30,13 +32,8 @@ impl pb::vector_service_server::VectorService for Api {
         &self,
         request: Request<pb::UpsertEmbeddingRequest>,
     ) -> Answer<pb::UpsertEmbeddingResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::UpsertEmbeddingRequest { vector_space_id, embedding, options } = request;
-        let embedding = embedding.ok_or_else(|| Error::invalid("embedding", "is required"))?;
-        let asked = Upsert { vector_space_id, options, digest, is_batch: false };
         let (WrittenEmbeddings { rows, .. }, receipt) =
-            self.upsert(caller, asked, vec![embedding]).await?;
+            self.write(request).await.map_err(in_own_words)?;
         let embedding = Some(super::only(rows)?.into());
         Ok(Response::new(pb::UpsertEmbeddingResponse { embedding, receipt }))
     }
@@ -45,12 +42,8 @@ impl pb::vector_service_server::VectorService for Api {
         &self,
         request: Request<pb::BatchUpsertEmbeddingsRequest>,
     ) -> Answer<pb::BatchUpsertEmbeddingsResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::BatchUpsertEmbeddingsRequest { vector_space_id, embeddings, options } = request;
-        let asked = Upsert { vector_space_id, options, digest, is_batch: true };
         let (WrittenEmbeddings { rows, written }, receipt) =
-            self.upsert(caller, asked, embeddings).await?;
+            self.write(request).await.map_err(in_own_words)?;
         // The replay of a call that wrote nothing is rebuilt from the entries of others.
         let unchanged = receipt.as_ref().is_some_and(|receipt| receipt.unchanged);
         let written = if unchanged { 0 } else { written };
@@ -59,6 +52,15 @@ impl pb::vector_service_server::VectorService for Api {
             written_count: i32::try_from(written).map_err(Error::internal)?,
             receipt,
         }))
+    }
+
+    type IngestEmbeddingsStream = Acknowledgements<pb::IngestEmbeddingsResponse>;
+
+    async fn ingest_embeddings(
+        &self,
+        request: Request<Streaming<pb::IngestEmbeddingsRequest>>,
+    ) -> Answer<Self::IngestEmbeddingsStream> {
+        Ok(Response::new(self.ingest::<Embeddings>(request)?))
     }
 
     async fn get_embedding(
@@ -116,18 +118,7 @@ impl pb::vector_service_server::VectorService for Api {
         &self,
         request: Request<pb::DeleteEmbeddingRequest>,
     ) -> Answer<pb::DeleteEmbeddingResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::DeleteEmbeddingRequest {
-            vector_space_id,
-            embedding_id,
-            etag,
-            allow_missing,
-            options,
-        } = request;
-        let asked = Delete { vector_space_id, options, digest, allow_missing };
-        let ids = (vec![embedding_id], Some(etag));
-        let (gone, receipt) = self.delete_embeddings(caller, asked, ids).await?;
+        let (gone, receipt) = self.write(request).await.map_err(in_own_words)?;
         let embedding = gone.into_iter().next().map(Into::into);
         Ok(Response::new(pb::DeleteEmbeddingResponse { embedding, receipt }))
     }
@@ -136,17 +127,8 @@ impl pb::vector_service_server::VectorService for Api {
         &self,
         request: Request<pb::BatchDeleteEmbeddingsRequest>,
     ) -> Answer<pb::BatchDeleteEmbeddingsResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::BatchDeleteEmbeddingsRequest {
-            vector_space_id,
-            embedding_ids,
-            allow_missing,
-            options,
-        } = request;
-        let asked = Delete { vector_space_id, options, digest, allow_missing };
-        let ids = (embedding_ids, None);
-        let (gone, receipt) = self.delete_embeddings(caller, asked, ids).await?;
+        let (gone, receipt): (Vec<Embedding>, _) =
+            self.write(request).await.map_err(in_own_words)?;
         let deleted_count = i32::try_from(gone.len()).map_err(Error::internal)?;
         Ok(Response::new(pb::BatchDeleteEmbeddingsResponse { deleted_count, receipt }))
     }
@@ -247,139 +229,120 @@ impl Parts {
         });
         worded.collect()
     }
+}
 
-    /// Writes embeddings with their vectors.
-    async fn upsert(
-        &self,
-        caller: Caller,
-        asked: Upsert,
-        messages: Vec<pb::Embedding>,
-    ) -> Result<(WrittenEmbeddings, Option<pb::WriteReceipt>)> {
-        self.upsert_as(caller, asked, messages, |change| change).await
+crate::requests!(@ask UpsertEmbeddingRequest -> WriteEmbeddings,
+|fields, on_conflict, vector_space_id, embedding| {
+    let home = Home::named(fields, vector_space_id);
+    let embedding = fields.required("embedding", embedding);
+    let read = fields.within("embedding", |fields| read_embedding(fields, embedding, &home));
+    let (rows, vectors) = read.into_iter().unzip();
+    WriteEmbeddings { rows, vectors, on_conflict }
+}, spaces |request, names| { names.insert(&request.vector_space_id); }, replaces true);
+
+crate::requests!(@ask BatchUpsertEmbeddingsRequest -> WriteEmbeddings,
+|fields, on_conflict, vector_space_id, embeddings| {
+    let home = Home::named(fields, vector_space_id);
+    let read = fields.batch("embeddings", embeddings, |fields, one| read_embedding(fields, one, &home));
+    let (rows, vectors): (Vec<Embedding>, _) = read.into_iter().flatten().unzip();
+    if fields.is_sound() {
+        let ids = rows.iter().map(|row| row.embedding_id.as_str());
+        fields.no_duplicates(ids, |n| format!("embeddings[{n}].id"));
+    }
+    WriteEmbeddings { rows, vectors, on_conflict }
+}, spaces |request, names| { names.insert(&request.vector_space_id); }, replaces true);
+
+crate::requests!(@ask DeleteEmbeddingRequest -> DeleteEmbeddings,
+|fields, on_conflict, vector_space_id, embedding_id, etag, allow_missing| {
+    fields.only_fail(on_conflict);
+    let home = Home::named(fields, vector_space_id);
+    let id = fields.id("embedding_id", embedding_id);
+    home.delete([id], fields.etag("etag", etag), allow_missing)
+}, spaces |request, names| { names.insert(&request.vector_space_id); });
+
+crate::requests!(@ask BatchDeleteEmbeddingsRequest -> DeleteEmbeddings,
+|fields, on_conflict, vector_space_id, embedding_ids, allow_missing| {
+    fields.only_fail(on_conflict);
+    let home = Home::named(fields, vector_space_id);
+    let ids = fields.batch("embedding_ids", embedding_ids, |fields, id| fields.id("", id));
+    fields.no_duplicates(ids.iter().map(String::as_str), |n| format!("embedding_ids[{n}]"));
+    home.delete(ids, None, allow_missing)
+}, spaces |request, names| { names.insert(&request.vector_space_id); });
+
+/// What IngestEmbeddings brings.
+struct Embeddings;
+
+impl Bulk for Embeddings {
+    type Message = pb::IngestEmbeddingsRequest;
+    type Request = pb::BatchUpsertEmbeddingsRequest;
+    type Answer = pb::IngestEmbeddingsResponse;
+    /// The ids of the embeddings, as errors have them.
+    type Sent = Vec<String>;
+    const ITEMS: &'static str = "embeddings";
+
+    fn open(message: Self::Message) -> (i64, Self::Request) {
+        let pb::IngestEmbeddingsRequest { sequence, vector_space_id, embeddings, options } =
+            message;
+        (sequence, pb::BatchUpsertEmbeddingsRequest { vector_space_id, embeddings, options })
     }
 
-    /// The same, as part of a change that does more.
-    pub(super) async fn upsert_as<C: Change<Answer = WrittenEmbeddings>>(
-        &self,
-        caller: Caller,
-        asked: Upsert,
-        messages: Vec<pb::Embedding>,
-        whole: impl FnOnce(WriteEmbeddings) -> C,
-    ) -> Result<(WrittenEmbeddings, Option<pb::WriteReceipt>)> {
-        let Upsert { vector_space_id, options, digest, is_batch } = asked;
-        let own_ids: Vec<String> = messages.iter().map(own_id).collect();
-        let mut fields = Fields::new(&caller, self.batch_max);
-        let (options, on_conflict) = fields.options(or_replace(options), digest);
-        let read = async {
-            let space = self.space(&caller, "vector_space_id", vector_space_id, None).await?;
-            let read: Vec<Option<(Embedding, Numbers)>> = if is_batch {
-                fields.batch("embeddings", messages, |f, one| read_embedding(f, one, &space))
-            } else {
-                let one =
-                    |f: &mut Fields, one| f.within("embedding", |f| read_embedding(f, one, &space));
-                messages.into_iter().map(|message| one(&mut fields, message)).collect()
-            };
-            let (rows, vectors): (Vec<Embedding>, Vec<Numbers>) =
-                read.into_iter().flatten().unzip();
-            if fields.is_sound() {
-                let ids = rows.iter().map(|row| row.embedding_id.as_str());
-                fields.no_duplicates(ids, |n| format!("embeddings[{n}].id"));
-            }
-            let is_half = space.storage == FLOAT16;
-            let (space_uid, space_id) = (space.meta.uid, space.id);
-            fields.finish(WriteEmbeddings {
-                space_uid,
-                space_id,
-                is_half,
-                rows,
-                vectors,
-                on_conflict,
-            })
-        };
-        let change = match read.await {
-            Err(error) if self.was_requested(&caller, &options).await? => {
-                // Whatever has become of the space since: the ledger has the answer, if this is the same request.
-                drop(error);
-                let rows = own_ids.into_iter().map(Embedding::to_be_replayed).collect();
-                let (space_uid, space_id) = (Uuid::nil(), String::new());
-                let vectors = Vec::new();
-                WriteEmbeddings { space_uid, space_id, is_half: false, rows, vectors, on_conflict }
-            }
-            change => change?,
-        };
-        let change = whole(change);
-        self.write_as(caller, Write { change, options }).await.map_err(in_own_words)
+    fn remember(change: &WriteEmbeddings) -> Self::Sent {
+        change.rows.iter().map(|row| row.id.clone()).collect()
     }
 
-    /// Deletes embeddings; gives those that were there.
-    pub(super) async fn delete_embeddings(
-        &self,
-        caller: Caller,
-        asked: Delete,
-        (ids, etag): (Vec<String>, Option<String>),
-    ) -> Result<(Vec<Embedding>, Option<pb::WriteReceipt>)> {
-        let Delete { vector_space_id, options, digest, allow_missing } = asked;
-        let mut fields = Fields::new(&caller, self.batch_max);
-        let (options, on_conflict) = fields.options(options, digest);
-        fields.only_fail(on_conflict);
-        let (ids, etag) = match etag {
-            Some(etag) => {
-                let ids = ids.into_iter().map(|id| fields.id("embedding_id", id)).collect();
-                (ids, fields.etag("etag", etag))
-            }
-            None => (fields.batch("embedding_ids", ids, |fields, id| fields.id("", id)), None),
-        };
-        let ids: Vec<String> = ids;
-        fields.no_duplicates(ids.iter().map(String::as_str), |n| format!("embedding_ids[{n}]"));
-        let ids = fields.finish(ids)?;
-        let change = match self.space(&caller, "vector_space_id", vector_space_id, None).await {
-            // As in an upsert.
-            Err(_) if self.was_requested(&caller, &options).await? => DeleteEmbeddings(Vec::new()),
-            space => {
-                let uid = space?.meta.uid;
-                let deletes = ids.iter();
-                let deletes =
-                    deletes.map(|id| Modify::delete(full_id(uid, id), etag.clone(), allow_missing));
-                DeleteEmbeddings(deletes.collect())
-            }
-        };
-        self.write_as(caller, Write { change, options }).await.map_err(in_own_words)
+    fn written(answer: &WrittenEmbeddings) -> usize {
+        answer.written
     }
 
-    /// Whether the call is a repeated one, whose first answer the ledger has.
-    async fn was_requested(&self, caller: &Caller, options: &WriteOptions) -> Result<bool> {
-        match &options.request {
-            Some(request) if !options.validate_only => {
-                self.store.was_requested(caller, &request.id).await
-            }
-            _ => Ok(false),
+    fn find<'a>(
+        _: &'a Parts,
+        _: &'a Caller,
+        error: &'a Error,
+        ids: Self::Sent,
+    ) -> BoxFuture<'a, Option<usize>> {
+        let place = match error {
+            Error::Taken { kind: Embedding::KIND, id, .. } => ids.iter().position(|own| own == id),
+            _ => None,
+        };
+        Box::pin(ready(place))
+    }
+
+    fn explain(error: Error, place: Option<i32>) -> pb::IngestError {
+        pb::IngestError { embedding_position: place, ..explained(in_own_words(error)) }
+    }
+
+    fn answer(answer: Acknowledged) -> Self::Answer {
+        let Acknowledged { sequence, written, suggested_batch, receipt, error } = answer;
+        pb::IngestEmbeddingsResponse { sequence, written, suggested_batch, receipt, error }
+    }
+}
+
+/// The space that embeddings are written into, as it was looked up.
+struct Home {
+    name: String,
+    space: Option<Arc<VectorSpace>>,
+}
+
+impl Home {
+    /// Of the name in the field `vector_space_id`.
+    fn named(fields: &mut Fields, name: String) -> Self {
+        let name = fields.id("vector_space_id", name);
+        Self { space: fields.space(&name), name }
+    }
+
+    fn delete(
+        self,
+        ids: impl IntoIterator<Item = String>,
+        etag: Option<String>,
+        allow_missing: bool,
+    ) -> DeleteEmbeddings {
+        let uid = self.space.as_ref().map_or(Uuid::nil(), |space| space.meta.uid);
+        let delete = |id: String| Modify::delete(full_id(uid, &id), etag.clone(), allow_missing);
+        DeleteEmbeddings {
+            deletes: ids.into_iter().map(delete).collect(),
+            unknown_space: self.space.is_none().then_some(self.name),
         }
     }
-}
-
-/// What the two upserts have in common.
-pub(super) struct Upsert {
-    pub vector_space_id: String,
-    pub options: Option<pb::WriteOptions>,
-    pub digest: [u8; 32],
-    pub is_batch: bool,
-}
-
-/// What the two deletions have in common.
-pub(super) struct Delete {
-    pub vector_space_id: String,
-    pub options: Option<pb::WriteOptions>,
-    pub digest: [u8; 32],
-    pub allow_missing: bool,
-}
-
-/// Upserting replaces what is there unless the caller wants otherwise.
-fn or_replace(options: Option<pb::WriteOptions>) -> Option<pb::WriteOptions> {
-    let mut options = options.unwrap_or_default();
-    if options.on_conflict == i32::from(pb::OnConflict::Unspecified) {
-        options.on_conflict = pb::OnConflict::Replace.into();
-    }
-    Some(options)
 }
 
 /// Whether an id is that of an embedding as references, the log and the store have it: behind its space's uid.
@@ -430,21 +393,13 @@ fn in_own_words(error: Error) -> Error {
     }
 }
 
-/// The id that an embedding asks for: its own, or else its subject's. Empty for one that the server shall choose.
-fn own_id(message: &pb::Embedding) -> String {
-    match (&*message.id, &message.subject) {
-        ("", Some(subject)) => subject.id.clone(),
-        (id, _) => id.to_owned(),
-    }
-}
-
-/// An embedding of a space; `None` where its vector is none of the space's.
+/// An embedding of a space; `None` where its vector is none of the space's. Where there is no space, it stands for what was
+/// written when there was one.
 fn read_embedding(
     f: &mut Fields,
     message: pb::Embedding,
-    space: &VectorSpace,
+    home: &Home,
 ) -> Option<(Embedding, Numbers)> {
-    let own_id = own_id(&message);
     let pb::Embedding {
         id,
         etag: _,
@@ -465,9 +420,9 @@ fn read_embedding(
     } = message;
     let uid = Uuid::now_v7();
     let pb::ResourceRef { kind, id: of_id, version: of_version } = subject.unwrap_or_default();
-    let (mut of_kind, mut own_id) = (String::new(), own_id);
+    let (mut of_kind, mut of_id) = (String::new(), of_id);
     if kind != 0 || !of_id.is_empty() || of_version != 0 {
-        f.within("subject", |f| {
+        of_id = f.within("subject", |f| {
             match kind_name(kind) {
                 Some(name) => of_kind = name,
                 None => f.wrong("kind", format!("must be a known kind, and is {kind}")),
@@ -475,17 +430,21 @@ fn read_embedding(
             if of_version < 0 {
                 f.wrong("version", "must not be negative");
             }
-            f.id("id", of_id.clone())
+            f.id("id", of_id)
         });
     }
-    // What is wrong with the subject's id is said there.
-    if id.is_empty() && !wire::is_id(&own_id) {
-        own_id.clear();
-    }
-    let own_id = f.new_id("id", own_id, uid);
+    let own_id = match id.is_empty() {
+        // What is wrong with the subject's id is said there.
+        true if wire::is_id(&of_id) => of_id.clone(),
+        _ => f.new_id("id", id, uid),
+    };
     if own_id.len() > ID_BYTES_MAX {
         f.wrong("id", format!("must have at most {ID_BYTES_MAX} bytes"));
     }
+    let Some(space) = &home.space else {
+        let row = Embedding::without_space(home.name.clone(), own_id, uid);
+        return Some((row, Numbers::none()));
+    };
     if !embedding_model.is_empty() && embedding_model != space.embedding_model {
         let shown: String = embedding_model.chars().take(255).collect();
         let both = format!(

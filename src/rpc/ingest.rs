@@ -1,18 +1,16 @@
-//! IngestChunks: chunks in bulk over one stream, where each message is a write of its own.
+//! Records in bulk over one stream, where each message is a write of its own: IngestChunks and IngestEmbeddings.
 //!
 //! The whole stream is one value that tonic polls for answers: nothing runs beside it, so nothing is left when the
 //! caller goes away. It reads the next message only while few are under way and the write queue has room, so a caller
 //! that is faster than the database, or that does not read its answers, is slowed down by HTTP/2 itself.
 
+use super::resource::Ask;
 use super::stream::{OwnDeadline, Renewal, StreamLimits};
 use super::wire::Write;
-use super::{Api, status};
+use super::{Api, Parts, status};
 use crate::pb;
 use crate::store::caller::Caller;
-use crate::store::chunk::Chunk;
-use crate::store::ingest::{WriteChunks, WrittenChunks};
-use crate::store::noun::Noun;
-use crate::store::write::{Queued, Receipt};
+use crate::store::write::{Change, Queued, Receipt};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered, Stream, StreamExt as _};
@@ -23,24 +21,69 @@ use tonic::{Request, Status, Streaming};
 
 /// Messages of one stream under way at once.
 const UNDER_WAY_MAX: usize = 4;
-/// The most chunks that are ever suggested for a message.
+/// The most records that are ever suggested for a message.
 const SUGGESTED_MAX: usize = 1000;
 
-pub type Acknowledgements =
-    Pin<Box<dyn Stream<Item = Result<pb::IngestChunksResponse, Status>> + Send>>;
+/// The answers to what a stream brings.
+pub type Acknowledgements<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
+
+/// The records that a stream brings, and how its messages and answers are worded.
+pub trait Bulk: Send + 'static {
+    type Message: Send + 'static;
+    /// The call that a message stands for.
+    type Request: Ask + Send;
+    type Answer: Send + 'static;
+    /// What is remembered of a message until it is answered.
+    type Sent: Send + 'static;
+    /// The field with the records.
+    const ITEMS: &'static str;
+
+    /// A message's sequence, and what it asks for.
+    fn open(message: Self::Message) -> (i64, Self::Request);
+
+    fn remember(change: &ChangeOf<Self>) -> Self::Sent;
+
+    /// How many records a write has made or changed.
+    fn written(answer: &AnswerOf<Self>) -> usize;
+
+    /// Which of a message's records an error is about that names none of its fields.
+    fn find<'a>(
+        api: &'a Parts,
+        caller: &'a Caller,
+        error: &'a Error,
+        sent: Self::Sent,
+    ) -> BoxFuture<'a, Option<usize>>;
+
+    /// An error as callers know the records; the place is that of one of them.
+    fn explain(error: Error, place: Option<i32>) -> pb::IngestError;
+
+    fn answer(answer: Acknowledged) -> Self::Answer;
+}
+
+type ChangeOf<B> = <<B as Bulk>::Request as Ask>::Change;
+type AnswerOf<B> = <ChangeOf<B> as Change>::Answer;
+
+/// What every answer says.
+pub struct Acknowledged {
+    pub sequence: i64,
+    pub written: i32,
+    pub suggested_batch: i32,
+    pub receipt: Option<pb::WriteReceipt>,
+    pub error: Option<pb::IngestError>,
+}
 
 impl Api {
-    pub(super) fn ingest(
+    pub(super) fn ingest<B: Bulk>(
         &self,
-        request: Request<Streaming<pb::IngestChunksRequest>>,
-    ) -> Result<Acknowledgements> {
+        request: Request<Streaming<B::Message>>,
+    ) -> Result<Acknowledgements<B::Answer>> {
         let (_, mut extensions, messages) = request.into_parts();
         let (Some(renewal), Some(OwnDeadline(ends))) =
             (extensions.remove(), extensions.remove::<OwnDeadline>())
         else {
             return Err(Error::internal("a stream came past the door"));
         };
-        let ingest = Ingest {
+        let ingest: Ingest<B> = Ingest {
             closed: Box::pin(self.health.closed()),
             pace: Pace::new(self.batch_max),
             api: self.clone(),
@@ -64,15 +107,15 @@ impl Api {
     }
 }
 
-struct Ingest {
+struct Ingest<B: Bulk> {
     api: Api,
     renewal: Renewal,
     /// When the caller stops waiting.
     ends: Option<Instant>,
-    messages: Streaming<pb::IngestChunksRequest>,
+    messages: Streaming<B::Message>,
     /// The message that was read last, until it is in the queue. The next one is not read before, so that they are
     /// written in their order.
-    entering: Option<BoxFuture<'static, Entered>>,
+    entering: Option<BoxFuture<'static, Entered<B>>>,
     /// Messages in the queue and beyond, and answers that wait for their turn.
     under_way: FuturesOrdered<BoxFuture<'static, Answered>>,
     last_read: Option<i64>,
@@ -93,11 +136,11 @@ enum Over {
 }
 
 /// A message's way into the queue.
-enum Entered {
+enum Entered<B: Bulk> {
     Queued {
         waited: bool,
-        sent: Sent,
-        queued: Queued<WrittenChunks>,
+        sent: Sent<B::Sent>,
+        queued: Queued<AnswerOf<B>>,
     },
     Failed {
         sequence: i64,
@@ -109,23 +152,22 @@ enum Entered {
 }
 
 /// What is remembered of a message until it is answered.
-struct Sent {
+struct Sent<S> {
     sequence: i64,
     caller: Caller,
-    document_id: String,
-    /// Id and place of each chunk.
-    chunks: Vec<(String, i32)>,
+    records: S,
 }
 
 struct Answered {
     sequence: i64,
     waited: bool,
-    result: Result<(WrittenChunks, Option<pb::WriteReceipt>), (Error, Option<usize>)>,
+    /// How many records were written; or what was wrong, and with which of them.
+    result: Result<(usize, Option<pb::WriteReceipt>), (Error, Option<usize>)>,
 }
 
-impl Ingest {
+impl<B: Bulk> Ingest<B> {
     /// The next answer; `None` at the end of a stream that ends well.
-    async fn next(&mut self) -> Result<Option<pb::IngestChunksResponse>, Status> {
+    async fn next(&mut self) -> Result<Option<B::Answer>, Status> {
         let StreamLimits { idle, .. } = self.api.streams;
         loop {
             let is_over = self.over.is_some();
@@ -170,7 +212,7 @@ impl Ingest {
         }
     }
 
-    fn end(&mut self) -> Result<Option<pb::IngestChunksResponse>, Status> {
+    fn end(&mut self) -> Result<Option<B::Answer>, Status> {
         match self.over.take() {
             None | Some(Over::HalfClosed) => Ok(None),
             Some(Over::Because(error)) => Err(status::of_stream(error, self.last_answered)),
@@ -179,9 +221,8 @@ impl Ingest {
     }
 
     /// Sends a message on its way.
-    fn read(&mut self, message: pb::IngestChunksRequest) {
-        let pb::IngestChunksRequest { sequence, document_id, chunks, options, delete_from_index } =
-            message;
+    fn read(&mut self, message: B::Message) {
+        let (sequence, request) = B::open(message);
         if self.last_read.is_some_and(|last| sequence <= last) {
             let error =
                 Error::invalid("sequence", "must be greater than that of the message before");
@@ -189,8 +230,6 @@ impl Ingest {
             return;
         }
         self.last_read = Some(sequence);
-        let request =
-            pb::BatchCreateChunksRequest { document_id, chunks, options, delete_from_index };
         let limit = Instant::now() + self.api.streams.message;
         let deadline = self.ends.map_or(limit, |ends| ends.min(limit));
         let (api, renewal) = (self.api.clone(), self.renewal.clone());
@@ -210,11 +249,11 @@ impl Ingest {
                 Err(error) => return failed(error),
             };
             caller.deadline = deadline;
-            let Write { change, options } = match api.ask(request, &caller) {
+            let Write { change, options } = match api.ask(request, &caller).await {
                 Ok(write) => write,
                 Err(error) => return failed(error),
             };
-            let sent = Sent::new(sequence, &caller, &change);
+            let sent = Sent { sequence, caller: caller.clone(), records: B::remember(&change) };
             let on_wait = || waited.store(true, Ordering::Relaxed);
             match api.store.queue(caller, options, change, on_wait).await {
                 Ok(queued) => {
@@ -227,26 +266,31 @@ impl Ingest {
     }
 
     /// A message is in the queue, or will not get there.
-    fn entered(&mut self, entered: Entered) {
+    fn entered(&mut self, entered: Entered<B>) {
         let api = self.api.clone();
         self.under_way.push_back(match entered {
             Entered::Queued { waited, sent, queued } => Box::pin(async move {
+                let Sent { sequence, caller, records } = sent;
                 let result = match queued.answer().await {
-                    Ok((written, receipt)) => api.written(&sent.caller, written, receipt),
+                    Ok((written, receipt)) => {
+                        acknowledge(&api, &caller, B::written(&written), receipt)
+                    }
                     Err(error) => Err(error),
                 };
-                let sequence = sent.sequence;
                 let result = match result {
                     Ok(written) => Ok(written),
                     Err(error) => {
-                        let position = api.position(&error, sent).await;
+                        let position = match position_in(&error, B::ITEMS) {
+                            None => B::find(&api, &caller, &error, records).await,
+                            named => named,
+                        };
                         Err((error, position))
                     }
                 };
                 Answered { sequence, waited, result }
             }),
             Entered::Failed { sequence, waited, error } => {
-                let position = position_in(&error);
+                let position = position_in(&error, B::ITEMS);
                 let result = Err((error, position));
                 Box::pin(std::future::ready(Answered { sequence, waited, result }))
             }
@@ -257,20 +301,23 @@ impl Ingest {
         });
     }
 
-    fn answer(&mut self, answered: Answered) -> pb::IngestChunksResponse {
+    fn answer(&mut self, answered: Answered) -> B::Answer {
         let Answered { sequence, waited, result } = answered;
         self.last_answered = Some(sequence);
         let is_exhausted = matches!(&result, Err((Error::Exhausted { .. }, _)));
         let suggested_batch = self.pace.next(waited || is_exhausted) as i32;
         let (written, receipt, error) = match result {
-            Ok((written, receipt)) => (written.written as i32, receipt, None),
-            Err((error, position)) => (0, None, Some(explained(error, position))),
+            Ok((written, receipt)) => (written as i32, receipt, None),
+            Err((error, position)) => {
+                let place = position.and_then(|position| position.try_into().ok());
+                (0, None, Some(B::explain(error, place)))
+            }
         };
-        pb::IngestChunksResponse { sequence, written, suggested_batch, receipt, error }
+        B::answer(Acknowledged { sequence, written, suggested_batch, receipt, error })
     }
 }
 
-async fn enter(entering: &mut Option<BoxFuture<'static, Entered>>) -> Entered {
+async fn enter<E>(entering: &mut Option<BoxFuture<'static, E>>) -> E {
     match entering {
         Some(entering) => entering.await,
         None => std::future::pending().await,
@@ -284,53 +331,27 @@ async fn at(moment: Option<Instant>) {
     }
 }
 
-impl Sent {
-    fn new(sequence: i64, caller: &Caller, change: &WriteChunks) -> Self {
-        let chunks = change.rows.iter().map(|row| (row.id.clone(), row.chunk_index));
-        Self {
-            sequence,
-            caller: caller.clone(),
-            document_id: change.document_id.clone(),
-            chunks: chunks.collect(),
-        }
-    }
-}
-
-impl Api {
-    /// A message's answer, with nothing counted that an earlier call or none has written.
-    fn written(
-        &self,
-        caller: &Caller,
-        mut written: WrittenChunks,
-        receipt: Receipt,
-    ) -> Result<(WrittenChunks, Option<pb::WriteReceipt>)> {
-        if receipt.unchanged || receipt.rehearsed {
-            written.written = 0;
-        }
-        Ok((written, self.receipt(caller, receipt)?))
-    }
-
-    /// Which of a message's chunks an error is about. One that stands where another should is looked up.
-    async fn position(&self, error: &Error, sent: Sent) -> Option<usize> {
-        let Error::Taken { kind: Chunk::KIND, id, .. } = error else { return position_in(error) };
-        let Sent { caller, document_id, chunks, .. } = sent;
-        if let Some(position) = chunks.iter().position(|(given, _)| given == id) {
-            return Some(position);
-        }
-        let there: Chunk = self.store.get(&caller, id).await.ok()?;
-        let place = (there.document_id == document_id).then_some(there.chunk_index)?;
-        chunks.iter().position(|(_, chunk_index)| *chunk_index == place)
-    }
+/// A message's answer, with nothing counted that an earlier call or none has written.
+fn acknowledge(
+    api: &Parts,
+    caller: &Caller,
+    written: usize,
+    receipt: Receipt,
+) -> Result<(usize, Option<pb::WriteReceipt>)> {
+    let is_counted = !receipt.unchanged && !receipt.rehearsed;
+    Ok((if is_counted { written } else { 0 }, api.receipt(caller, receipt)?))
 }
 
 /// The position that the first violation names: `chunks[17].text`.
-fn position_in(error: &Error) -> Option<usize> {
+fn position_in(error: &Error, items: &str) -> Option<usize> {
     let Error::Invalid { violations, .. } = error else { return None };
-    let (position, _) = violations.first()?.field.strip_prefix("chunks[")?.split_once(']')?;
+    let (position, _) =
+        violations.first()?.field.strip_prefix(items)?.strip_prefix('[')?.split_once(']')?;
     position.parse().ok()
 }
 
-fn explained(error: Error, position: Option<usize>) -> pb::IngestError {
+/// An error as an answer has it, but for the place.
+pub(super) fn explained(error: Error) -> pb::IngestError {
     let field = match &error {
         Error::Invalid { violations, .. } => violations.first().map(|first| first.field.clone()),
         _ => None,
@@ -341,12 +362,13 @@ fn explained(error: Error, position: Option<usize>) -> pb::IngestError {
         code: status.code().into(),
         reason,
         message: status.message().to_owned(),
-        chunk_position: position.and_then(|position| position.try_into().ok()),
         field: field.unwrap_or_default(),
+        chunk_position: None,
+        embedding_position: None,
     }
 }
 
-/// How many chunks to suggest for the next message: half as many after each that had to wait for room, and a little
+/// How many records to suggest for the next message: half as many after each that had to wait for room, and a little
 /// more after each that had not.
 struct Pace {
     suggested: usize,
@@ -388,12 +410,13 @@ mod tests {
     }
 
     #[test]
-    fn a_violation_names_its_chunk() {
-        let at = |field: &str| position_in(&Error::invalid(field, "is wrong"));
+    fn a_violation_names_its_record() {
+        let at = |field: &str| position_in(&Error::invalid(field, "is wrong"), "chunks");
         assert_eq!(at("chunks[17].text"), Some(17));
         assert_eq!(at("chunks[3]"), Some(3));
         assert_eq!(at("chunks"), None);
         assert_eq!(at("document_id"), None);
-        assert_eq!(position_in(&Error::ShuttingDown), None);
+        assert_eq!(at("chunks_of[3]"), None);
+        assert_eq!(position_in(&Error::ShuttingDown, "chunks"), None);
     }
 }

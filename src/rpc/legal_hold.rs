@@ -98,7 +98,7 @@ impl pb::retention_service_server::RetentionService for Api {
         let kind = wire::kind_name(request.kind).unwrap_or_default();
         // The filter's fields are the kind's.
         purgeable(&kind)?;
-        let write = self.ask(request, &caller)?;
+        let write = self.ask(request, &caller).await?;
         let (Purged { purged, held, kept_by_floor }, receipt) =
             self.write_as(caller, write).await?;
         Ok(Response::new(pb::PurgeResourcesResponse {

@@ -13,6 +13,7 @@ use crate::store::noun::{Meta, Noun};
 use crate::store::write::Change;
 use crate::{Error, Result};
 use prost::{Message, Name};
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 use tonic::Request;
 use uuid::Uuid;
@@ -55,8 +56,15 @@ pub struct New {
 }
 
 /// A request for a change.
-pub trait Ask: Message + Sized {
+pub trait Ask: Message + Clone + Sized {
     type Change: Change;
+    /// Whether it puts what it brings in the place of what is there, unless the caller says otherwise.
+    const REPLACES: bool = false;
+
+    /// The vector spaces that it names, which are looked up before it is read.
+    fn spaces<'a>(&'a self, names: &mut BTreeSet<&'a str>) {
+        let _ = names;
+    }
 
     fn options(&mut self) -> &mut Option<pb::WriteOptions>;
 
@@ -310,13 +318,38 @@ pub trait ListRequest: Paged {
 
 impl Parts {
     /// Checks a request for a change, with its options.
-    pub(super) fn ask<A: Ask>(&self, mut request: A, caller: &Caller) -> Result<Write<A::Change>> {
-        let options = request.options().clone();
+    pub(super) async fn ask<A: Ask>(
+        &self,
+        mut request: A,
+        caller: &Caller,
+    ) -> Result<Write<A::Change>> {
+        let mut options = request.options().clone();
         let digest = wire::digest(&request, options.as_ref());
-        let mut fields = Fields::new(caller, self.batch_max);
-        let (options, on_conflict) = fields.options(options, digest);
-        let change = request.read(&mut fields, on_conflict);
-        fields.finish(Write { change, options })
+        let mut names = BTreeSet::new();
+        request.spaces(&mut names);
+        let spaces = self.spaces(caller, names).await?;
+        if A::REPLACES {
+            let options = options.get_or_insert_default();
+            if options.on_conflict == i32::from(pb::OnConflict::Unspecified) {
+                options.on_conflict = pb::OnConflict::Replace.into();
+            }
+        }
+        let key = options.iter().map(|options| &options.request_id).find(|id| !id.is_empty());
+        let again = key.filter(|_| !spaces.is_empty()).map(|_| request.clone());
+        let read = |request: A, spaces| {
+            let mut fields = Fields::new(caller, self.batch_max).with_spaces(spaces);
+            let (options, on_conflict) = fields.options(options.clone(), digest);
+            let change = request.read(&mut fields, on_conflict);
+            fields.finish(Write { change, options })
+        };
+        match (read(request, spaces), again, key) {
+            // What a name stands for may be another space now. A call that was made then is answered all the same, and read
+            // without a space it can do nothing else.
+            (Err(_), Some(again), Some(key)) if self.store.was_requested(caller, key).await? => {
+                read(again, wire::Spaces::new())
+            }
+            (read, ..) => read,
+        }
     }
 
     /// The resource that a write of one row has made.
@@ -474,10 +507,18 @@ macro_rules! requests {
     ($noun:ident: $($kind:ident $request:ident ($($extra:tt)*);)*) => {
         $($crate::requests!(@$kind $noun $request $($extra)*);)*
     };
-    // A request for a change: its type, and how it is read from its fields, all but the options.
-    (@ask $request:ident -> $change:ty, |$fields:ident, $on_conflict:ident, $($field:ident),*| $read:expr) => {
+    // A request for a change: its type, and how it is read from its fields, all but the options; and the vector spaces that
+    // it names.
+    (@ask $request:ident -> $change:ty, |$fields:ident, $on_conflict:ident, $($field:ident),*| $read:expr
+        $(, spaces |$asked:ident, $names:ident| $spaces:expr)? $(, replaces $replaces:literal)?) => {
         impl $crate::rpc::resource::Ask for $crate::pb::$request {
             type Change = $change;
+            $(const REPLACES: bool = $replaces;)?
+
+            $(fn spaces<'a>(&'a self, $names: &mut std::collections::BTreeSet<&'a str>) {
+                let $asked = self;
+                $spaces
+            })?
 
             fn options(&mut self) -> &mut Option<$crate::pb::WriteOptions> {
                 &mut self.options

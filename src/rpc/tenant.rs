@@ -28,7 +28,7 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::CreateTenantRequest>,
     ) -> Answer<pb::CreateTenantResponse> {
         let (caller, request) = open(request)?;
-        let write = self.ask(request, &caller)?;
+        let write = self.ask(request, &caller).await?;
         let (rows, receipt) = self.write_as(as_system(caller), write).await?;
         let tenant = only(rows)?;
         (self.forget.tenant)(&tenant.id);
@@ -73,7 +73,7 @@ impl pb::tenant_service_server::TenantService for Api {
         request: Request<pb::UpdateTenantRequest>,
     ) -> Answer<pb::UpdateTenantResponse> {
         let (caller, request) = open(request)?;
-        let write = self.ask(request, &caller)?;
+        let write = self.ask(request, &caller).await?;
         let (row, receipt) = self.write_as(as_system(caller), write).await?;
         if let Some(tenant) = &row {
             (self.forget.tenant)(&tenant.id);

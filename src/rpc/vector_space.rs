@@ -17,7 +17,12 @@ use crate::store::vector_space::{
     MoveAlias, Moved, UndeleteSpace, VectorSpace,
 };
 use crate::{Error, Result};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use tonic::{Request, Response};
+
+/// Spaces that one call may write into.
+const SPACES_MAX: usize = 100;
 
 #[tonic::async_trait]
 impl pb::vector_space_service_server::VectorSpaceService for Api {
@@ -151,6 +156,33 @@ impl Parts {
             }
             space => space,
         }
+    }
+
+    /// The spaces of names as they are now; names that stand for none are left out, whatever they look like.
+    pub(super) async fn spaces(
+        &self,
+        caller: &Caller,
+        names: BTreeSet<&str>,
+    ) -> Result<wire::Spaces> {
+        let named = names.into_iter().filter(|name| wire::is_id(name)).map(str::to_owned);
+        let names: Vec<String> = named.collect();
+        if names.len() > SPACES_MAX {
+            let many = format!("must name at most {SPACES_MAX} spaces, and names {}", names.len());
+            return Err(Error::invalid("vector_space_id", many));
+        }
+        let mut spaces = wire::Spaces::new();
+        if names.is_empty() {
+            return Ok(spaces);
+        }
+        let found: Vec<Option<VectorSpace>> = self.store.get_many(caller, names.clone()).await?;
+        for (name, space) in names.into_iter().zip(found) {
+            let space = match space {
+                None => self.store.space_of_alias(caller, &name, None).await?,
+                space => space,
+            };
+            spaces.extend(space.map(|space| (name, Arc::new(space))));
+        }
+        Ok(spaces)
     }
 }
 

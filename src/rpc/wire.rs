@@ -7,9 +7,9 @@ use crate::rpc::{descriptor, json, object};
 use crate::store::caller::Caller;
 use crate::store::canonical::{Json, to_micros};
 use crate::store::change::OnConflict;
-use crate::store::facts;
 use crate::store::noun::Meta;
-use crate::store::write::{Precondition, RequestKey, Wanted, WriteOptions};
+use crate::store::vector_space::VectorSpace;
+use crate::store::write::{RequestKey, WriteOptions};
 use crate::{Error, Reason, Result};
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
@@ -33,6 +33,9 @@ const LABEL_VALUE_BYTES_MAX: usize = 255;
 /// 0001-01-01 to 9999-12-31T23:59:59, in seconds of the Unix epoch.
 const TIME_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
+/// Vector spaces by the names that a call gives them.
+pub type Spaces = std::collections::HashMap<String, Arc<VectorSpace>>;
+
 /// Reads a request field by field and collects everything that is wrong with it, so that one answer names it all.
 #[derive(Default)]
 pub struct Fields {
@@ -47,6 +50,8 @@ pub struct Fields {
     made: Vec<Option<String>>,
     /// Items of one batch; none where no batch is read.
     batch_max: Option<usize>,
+    /// The vector spaces that the call names.
+    spaces: Spaces,
 }
 
 impl Fields {
@@ -54,6 +59,16 @@ impl Fields {
     pub fn new(caller: &Caller, batch_max: usize) -> Self {
         let (actor, principal) = (Arc::clone(&caller.actor), Arc::clone(&caller.principal));
         Self { actor, principal, batch_max: Some(batch_max), ..Self::default() }
+    }
+
+    /// The same with the vector spaces that the call names.
+    pub fn with_spaces(self, spaces: Spaces) -> Self {
+        Self { spaces, ..self }
+    }
+
+    /// The vector space of a name, if there is one.
+    pub fn space(&self, name: &str) -> Option<Arc<VectorSpace>> {
+        self.spaces.get(name).cloned()
     }
 
     pub fn actor(&self) -> &str {
@@ -545,37 +560,6 @@ impl Fields {
             );
         }
         RequestKey { id, digest }
-    }
-
-    fn precondition(&mut self, condition: pb::Precondition) -> Option<Precondition> {
-        use pb::precondition::Check;
-        let (field, reference, wants) = match condition.check {
-            Some(Check::MustExist(reference)) => ("must_exist", reference, Wanted::Exists),
-            Some(Check::MustNotExist(reference)) => ("must_not_exist", reference, Wanted::Absent),
-            Some(Check::UnchangedSince(reference)) => {
-                let version = reference.version;
-                ("unchanged_since", reference, Wanted::Version(version))
-            }
-            None => {
-                self.wrong("", "must have a check");
-                return None;
-            }
-        };
-        self.within(field, |fields| {
-            if let Wanted::Version(version) = wants
-                && version < 1
-            {
-                fields.wrong("version", "must be at least 1");
-            }
-            let facts = kind_name(reference.kind).and_then(|kind| facts(&kind));
-            let Some(facts) = facts.filter(|facts| facts.ids_of_tenant) else {
-                fields.wrong("kind", "must be a kind whose ids are unique in the tenant");
-                return None;
-            };
-            let kind = facts.kind;
-            fields.reference_id(kind, &reference.id);
-            Some(Precondition { kind, id: fields.id("id", reference.id), wants })
-        })
     }
 
     /// Refuses an on_conflict that a noun does not offer.

@@ -3,19 +3,22 @@
 pub mod nearest;
 pub mod plan;
 
+use super::caller::Caller;
 use super::canonical::Json;
-use super::change::{Created, Modify, OnConflict, Placed, create_all, modify_all, rows_of};
+use super::change::{Created, Modify, OnConflict, Placed, create_all, modify_all, rows_of, stamp};
 use super::child::Parent;
 use super::facts;
 use super::filter::{Condition, Field, FieldKind, Filter, Op, Value};
 use super::list::Listing;
 use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun, Reference};
-use super::vector::{Numbers, keep};
+use super::vector::{Numbers, keep, keep_new};
 use super::vector_space::VectorSpace;
-use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Tx};
 use crate::{Error, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
+use std::collections::HashSet;
+use std::time::SystemTime;
 use uuid::Uuid;
 
 noun! {
@@ -104,15 +107,13 @@ queries! { "embedding" {
 } }
 
 impl Embedding {
-    /// Stands for one whose answer the ledger has; it is never written.
-    pub fn to_be_replayed(embedding_id: String) -> Self {
-        let uid = Uuid::nil();
-        let embedding_id = if embedding_id.is_empty() { uid.to_string() } else { embedding_id };
+    /// Stands for one in a space that is not there: it can only be replayed, because nothing is written into no space.
+    pub fn without_space(space_id: String, embedding_id: String, uid: Uuid) -> Self {
         Self {
-            id: full_id(uid, &embedding_id),
+            id: full_id(Uuid::nil(), &embedding_id),
             meta: Meta::new(uid),
-            space_uid: uid,
-            space_id: String::new(),
+            space_uid: Uuid::nil(),
+            space_id,
             embedding_id,
             embedding_model: String::new(),
             dimensions: 0,
@@ -137,13 +138,69 @@ pub fn in_space(space: &VectorSpace, filter: Filter) -> Result<Filter> {
     Ok(Filter::All(vec![filter, Filter::Field(Condition::new(&SPACE, Vec::new(), is_it)?)]))
 }
 
-/// Writes embeddings of a space with their vectors, all or none.
+/// Of embeddings the first whose space is not there, as an error. The spaces of the others stay until the transaction ends.
+pub(super) async fn homeless<'r>(
+    tx: &Tx<'_>,
+    changes: Vec<impl Iterator<Item = &'r Embedding>>,
+) -> Result<Vec<Option<Error>>> {
+    let named: Vec<Vec<(Uuid, &str)>> = changes.into_iter().map(spaces_of).collect();
+    let wanted: HashSet<Uuid> = named.iter().flatten().map(|(uid, _)| *uid).collect();
+    let mut wanted: Vec<Uuid> = wanted.into_iter().collect();
+    if wanted.is_empty() {
+        return Ok(named.iter().map(|_| None).collect());
+    }
+    wanted.sort_unstable();
+    let live = tx.run(&LIVE_SPACES, &(wanted,)).await?;
+    let is_live = |uid: Uuid| live.iter().any(|space| space.uid == uid);
+    let gone = named.into_iter().map(|spaces| {
+        let gone = spaces.into_iter().find(|(uid, _)| !is_live(*uid));
+        gone.map(|(_, id)| Error::not_found(VectorSpace::KIND, id))
+    });
+    Ok(gone.collect())
+}
+
+/// The spaces of embeddings, each once.
+fn spaces_of<'r>(rows: impl Iterator<Item = &'r Embedding>) -> Vec<(Uuid, &'r str)> {
+    let mut seen = HashSet::new();
+    rows.filter(|row| seen.insert((row.space_uid, &row.space_id)))
+        .map(|row| (row.space_uid, row.space_id.as_str()))
+        .collect()
+}
+
+/// Embeddings, their vectors in the same order, what to do where an id is taken, and for whom.
+pub(super) type Written<'a> = (&'a [Embedding], Vec<&'a Numbers>, OnConflict, &'a Caller);
+
+/// Writes the embeddings of several changes into spaces that are there: see [`create_all`].
+pub(super) async fn write_all(
+    tx: &Tx<'_>,
+    changes: &[Written<'_>],
+) -> Result<Vec<Result<Created<Embedding>, (Error, bool)>>> {
+    let creates = changes.iter();
+    let creates = creates.map(|(rows, _, on_conflict, caller)| (*rows, *on_conflict, *caller));
+    let results = create_all(tx, &creates.collect::<Vec<_>>()).await?;
+    let mut new = Vec::new();
+    for (created, (_, vectors, ..)) in results.iter().zip(changes) {
+        let Ok(created) = created else { continue };
+        let written = created.rows.iter().zip(vectors);
+        let written = written.filter(|((_, placed), _)| *placed != Placed::Equal);
+        new.extend(written.map(|((row, _), vector)| (row.meta.uid, *vector)));
+    }
+    keep(tx, &new).await?;
+    Ok(results)
+}
+
+/// What new embeddings and their vectors ask for, unseen.
+pub(super) fn inserts_of(rows: &[&Embedding], vectors: &[&Numbers]) -> Vec<Insert> {
+    let spaces: HashSet<Uuid> = rows.iter().map(|row| row.space_uid).collect();
+    let spaces: Vec<Uuid> = spaces.into_iter().collect();
+    let kept: Vec<_> = rows.iter().map(|row| row.meta.uid).zip(vectors.iter().copied()).collect();
+    let mut inserts = Insert::all_of(rows);
+    inserts.extend(keep_new(&kept, &spaces));
+    inserts
+}
+
+/// Writes embeddings with their vectors, all or none.
 pub struct WriteEmbeddings {
-    pub space_uid: Uuid,
-    /// Its id, for whom it is gone.
-    pub space_id: String,
-    /// Whether its storage is FLOAT16.
-    pub is_half: bool,
     /// No two with one id.
     pub rows: Vec<Embedding>,
     /// Of each row, in the same order.
@@ -162,6 +219,24 @@ pub struct WrittenEmbeddings {
 impl Change for WriteEmbeddings {
     type Answer = WrittenEmbeddings;
 
+    const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<WrittenEmbeddings>> =
+        Some(|changes, now| {
+            let made = changes.iter().map(|Applied { change, caller }| {
+                let rows = change.rows.iter().map(|row| stamp(row, caller.acting(), now));
+                let rows: Vec<Embedding> = rows.collect();
+                let entries = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
+                (WrittenEmbeddings { written: rows.len(), rows }, entries)
+            });
+            let outcomes: Vec<(WrittenEmbeddings, Vec<Entry>)> = made.collect();
+            let rows: Vec<_> = outcomes.iter().flat_map(|(written, _)| &written.rows).collect();
+            let vectors: Vec<_> = changes.iter().flat_map(|a| &a.change.vectors).collect();
+            Foreseen { inserts: inserts_of(&rows, &vectors), outcomes }
+        });
+
+    fn must_look(&self) -> bool {
+        self.rows.iter().any(|row| row.space_uid.is_nil())
+    }
+
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.extend(self.rows.iter().map(|row| RowKey::new(&[Embedding::KIND, &row.id])));
     }
@@ -179,45 +254,32 @@ impl Change for WriteEmbeddings {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<WrittenEmbeddings>>>> {
         Box::pin(async move {
-            let spaces: Vec<Uuid> = changes.iter().map(|a| a.change.space_uid).collect();
-            let live = tx.run(&LIVE_SPACES, &(spaces,)).await?;
-            let is_live = |change: &Self| live.iter().any(|space| space.uid == change.space_uid);
-            let creates: Vec<_> = changes
-                .iter()
-                .filter(|a| is_live(a.change))
-                .map(|a| (a.change.rows.as_slice(), a.change.on_conflict, a.caller))
-                .collect();
-            let mut results = create_all(tx, &creates).await?.into_iter();
-            let mut outcomes = Vec::with_capacity(changes.len());
-            for Applied { change, .. } in changes {
-                if !is_live(change) {
-                    let gone = Error::not_found(VectorSpace::KIND, &change.space_id);
-                    outcomes.push(Outcome::Failed(gone));
-                    continue;
+            let homeless =
+                homeless(tx, changes.iter().map(|a| a.change.rows.iter()).collect()).await?;
+            let housed = changes.iter().zip(&homeless).filter(|(_, gone)| gone.is_none());
+            let writes = housed.map(|(Applied { change, caller }, _)| {
+                let WriteEmbeddings { rows, vectors, on_conflict } = change;
+                (rows.as_slice(), vectors.iter().collect(), *on_conflict, *caller)
+            });
+            let mut results = write_all(tx, &writes.collect::<Vec<_>>()).await?.into_iter();
+            let outcomes = homeless.into_iter().map(|gone| {
+                if let Some(gone) = gone {
+                    return Ok(Outcome::Failed(gone));
                 }
-                let created: Created<Embedding> = match results.next() {
-                    Some(Ok(created)) => created,
-                    Some(Err((error, true))) => {
-                        outcomes.push(Outcome::Spoiled(error));
-                        continue;
+                let missing = || Error::internal("a create without a result");
+                Ok(match results.next().ok_or_else(missing)? {
+                    Err((error, true)) => Outcome::Spoiled(error),
+                    Err((error, false)) => Outcome::Failed(error),
+                    Ok(created) => {
+                        let (entries, shown) = created.traces();
+                        let written = entries.len();
+                        let rows = created.rows.into_iter().map(|(row, _)| row).collect();
+                        let answer = WrittenEmbeddings { rows, written };
+                        Outcome::Done { answer, entries, shown }
                     }
-                    Some(Err((error, false))) => {
-                        outcomes.push(Outcome::Failed(error));
-                        continue;
-                    }
-                    None => return Err(Error::internal("a create without a result")),
-                };
-                let pairs = created.rows.iter().zip(&change.vectors);
-                let new = pairs.filter(|((_, placed), _)| *placed != Placed::Equal);
-                let new: Vec<_> = new.map(|((row, _), vector)| (row.meta.uid, vector)).collect();
-                keep(tx, change.space_uid, change.is_half, &new).await?;
-                let written = new.len();
-                let (entries, shown) = created.traces();
-                let rows = created.rows.into_iter().map(|(row, _)| row).collect();
-                let answer = WrittenEmbeddings { rows, written };
-                outcomes.push(Outcome::Done { answer, entries, shown });
-            }
-            Ok(outcomes)
+                })
+            });
+            outcomes.collect()
         })
     }
 
@@ -245,15 +307,19 @@ impl Change for WriteEmbeddings {
     }
 }
 
-/// Deletes embeddings, all or none.
-pub struct DeleteEmbeddings(pub Vec<Modify<Embedding>>);
+/// Deletes embeddings of a space, all or none.
+pub struct DeleteEmbeddings {
+    pub deletes: Vec<Modify<Embedding>>,
+    /// The name of the space, where there is none of that name: then this can only be replayed.
+    pub unknown_space: Option<String>,
+}
 
 impl Change for DeleteEmbeddings {
     /// Those that were there.
     type Answer = Vec<Embedding>;
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
-        for delete in &self.0 {
+        for delete in &self.deletes {
             delete.touches(rows);
         }
     }
@@ -263,7 +329,7 @@ impl Change for DeleteEmbeddings {
     }
 
     fn about(&self) -> Vec<(&'static str, &str)> {
-        self.0.iter().map(|delete| (Embedding::KIND, delete.id.as_str())).collect()
+        self.deletes.iter().map(|delete| (Embedding::KIND, delete.id.as_str())).collect()
     }
 
     fn apply<'a>(
@@ -271,21 +337,19 @@ impl Change for DeleteEmbeddings {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<Vec<Embedding>>>>> {
         Box::pin(async move {
-            let pairs: Vec<_> = changes
-                .iter()
-                .flat_map(|a| a.change.0.iter().map(|delete| (delete, a.caller)))
+            let known = changes.iter().filter(|a| a.change.unknown_space.is_none());
+            let pairs: Vec<_> = known
+                .flat_map(|a| a.change.deletes.iter().map(|delete| (delete, a.caller)))
                 .collect();
             let mut results = modify_all(tx, &pairs).await?.into_iter();
             let mut outcomes = Vec::with_capacity(changes.len());
             for Applied { change, .. } in changes {
-                // Only a replay names none, so the ledger has forgotten its answer this moment.
-                if change.0.is_empty() {
-                    let gone = Error::not_found(VectorSpace::KIND, "");
-                    outcomes.push(Outcome::Failed(gone));
+                if let Some(name) = &change.unknown_space {
+                    outcomes.push(Outcome::Failed(Error::not_found(VectorSpace::KIND, name)));
                     continue;
                 }
                 let (mut gone, mut wrong) = (Vec::new(), None);
-                for result in results.by_ref().take(change.0.len()) {
+                for result in results.by_ref().take(change.deletes.len()) {
                     match result {
                         Ok(deleted) => gone.extend(deleted.map(|(row, _)| row)),
                         Err(error) => wrong = wrong.or(Some(error)),

@@ -2,7 +2,7 @@
 
 use super::log::hex;
 use super::vector_space::{COSINE, FLOAT16, VectorSpace};
-use super::write::Tx;
+use super::write::{Insert, Tx};
 use crate::{Reason, Result, queries};
 use bytes::{BufMut, BytesMut};
 use half::f16;
@@ -24,6 +24,9 @@ pub struct Numbers {
     values: Vec<f32>,
     /// SHA-256 of the values, 4 bytes each, little endian; 64 hex digits.
     pub digest: String,
+    /// Whether the space's storage is FLOAT16.
+    is_half: bool,
+    space_uid: Uuid,
 }
 
 impl Numbers {
@@ -67,7 +70,14 @@ impl Numbers {
             return Err((Reason::ZeroVector, what));
         }
         let digest = hex(&Sha256::digest(f32_le(&values)));
-        Ok(Self { values, digest })
+        let (is_half, space_uid) = (space.storage == FLOAT16, space.meta.uid);
+        Ok(Self { values, digest, is_half, space_uid })
+    }
+
+    /// Stands for a vector that is not known, and is never kept.
+    pub fn none() -> Self {
+        let (values, digest) = (Vec::new(), String::new());
+        Self { values, digest, is_half: false, space_uid: Uuid::nil() }
     }
 
     pub fn values(&self) -> &[f32] {
@@ -122,38 +132,79 @@ pub fn score(space: &VectorSpace, distance: f64) -> f64 {
 }
 
 queries! { "embedding_vector" {
-    /// Keeps vectors that their embeddings have not had yet, and lists them for the indexes of their space: (embeddings,
-    /// digests, vectors, space).
-    KEEP(Vec<Uuid>, Vec<String>, Array, Uuid) -> () =
-        "WITH kept AS (INSERT INTO embedding_vector (embedding_uid, digest, vector) SELECT * \
-         FROM unnest($1::uuid[], $2::text[], $3::public.vector[]) ON CONFLICT DO NOTHING) \
-         INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT i.uid, u.uid, u.digest \
-         FROM unnest($1::uuid[], $2::text[]) AS u (uid, digest) JOIN vector_index AS i ON i.space_uid = $4 \
-         ON CONFLICT DO NOTHING";
+    /// Keeps vectors that their embeddings have not had yet: (embeddings, digests, vectors).
+    KEEP(Vec<Uuid>, Vec<String>, Array) -> () =
+        "INSERT INTO embedding_vector (embedding_uid, digest, vector) SELECT * \
+         FROM unnest($1::uuid[], $2::text[], $3::public.vector[]) ON CONFLICT DO NOTHING";
     /// The same in a space of FLOAT16.
-    KEEP_HALF(Vec<Uuid>, Vec<String>, Array, Uuid) -> () =
-        "WITH kept AS (INSERT INTO embedding_vector (embedding_uid, digest, half) SELECT * \
-         FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) ON CONFLICT DO NOTHING) \
-         INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT i.uid, u.uid, u.digest \
-         FROM unnest($1::uuid[], $2::text[]) AS u (uid, digest) JOIN vector_index AS i ON i.space_uid = $4 \
-         ON CONFLICT DO NOTHING";
+    KEEP_HALF(Vec<Uuid>, Vec<String>, Array) -> () =
+        "INSERT INTO embedding_vector (embedding_uid, digest, half) SELECT * \
+         FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) ON CONFLICT DO NOTHING";
+    /// Keeps vectors of new embeddings, unseen. It fails, for want of a digest, unless all of the spaces are live; then
+    /// they stay so until the transaction ends: (embeddings, digests, vectors, spaces).
+    KEEP_NEW(Vec<Uuid>, Vec<String>, Array, Vec<Uuid>) -> () =
+        "WITH live AS MATERIALIZED (SELECT uid FROM vector_space WHERE uid = ANY($4) AND delete_time IS NULL FOR KEY SHARE) \
+         INSERT INTO embedding_vector (embedding_uid, digest, vector) \
+         SELECT n.uid, CASE WHEN (SELECT count(*) FROM live) = cardinality($4::uuid[]) THEN n.digest END, n.vector \
+         FROM unnest($1::uuid[], $2::text[], $3::public.vector[]) AS n (uid, digest, vector)";
+    /// The same in spaces of FLOAT16.
+    KEEP_NEW_HALF(Vec<Uuid>, Vec<String>, Array, Vec<Uuid>) -> () =
+        "WITH live AS MATERIALIZED (SELECT uid FROM vector_space WHERE uid = ANY($4) AND delete_time IS NULL FOR KEY SHARE) \
+         INSERT INTO embedding_vector (embedding_uid, digest, half) \
+         SELECT n.uid, CASE WHEN (SELECT count(*) FROM live) = cardinality($4::uuid[]) THEN n.digest END, n.vector \
+         FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) AS n (uid, digest, vector)";
+    /// Lists vectors for the indexes of their spaces, which have not got them yet: (embeddings, digests, spaces). It is a
+    /// statement of its own, after the one that holds the spaces: so it sees the indexes that were opened until then.
+    LIST(Vec<Uuid>, Vec<String>, Vec<Uuid>) -> () =
+        "INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT i.uid, u.uid, u.digest \
+         FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS u (uid, digest, space_uid) \
+         JOIN vector_index AS i ON i.space_uid = u.space_uid ON CONFLICT DO NOTHING";
 } }
 
-/// Keeps vectors of embeddings of one space, which the transaction holds live.
-pub(super) async fn keep(
-    tx: &Tx<'_>,
-    space_uid: Uuid,
-    is_half: bool,
-    vectors: &[(Uuid, &Numbers)],
-) -> Result<()> {
-    if vectors.is_empty() {
-        return Ok(());
+/// A vector of an embedding, by its uid.
+pub(super) type Kept<'a> = (Uuid, &'a Numbers);
+
+/// Those of FLOAT32 and those of FLOAT16, each with their digests, and as an array.
+fn by_storage(vectors: &[Kept<'_>]) -> Vec<(bool, Vec<Uuid>, Vec<String>, Array)> {
+    let of = |is_half| {
+        let mine = vectors.iter().filter(|(_, vector)| vector.is_half == is_half);
+        let mine: Vec<Kept<'_>> = mine.copied().collect();
+        let uids = mine.iter().map(|(uid, _)| *uid).collect();
+        let digests = mine.iter().map(|(_, vector)| vector.digest.clone()).collect();
+        (!mine.is_empty()).then(|| (is_half, uids, digests, Array::of(&mine, is_half)))
+    };
+    [false, true].into_iter().filter_map(of).collect()
+}
+
+/// Keeps vectors of embeddings, in spaces that the transaction holds live.
+pub(super) async fn keep(tx: &Tx<'_>, vectors: &[Kept<'_>]) -> Result<()> {
+    for (is_half, uids, digests, array) in by_storage(vectors) {
+        tx.run(if is_half { &KEEP_HALF } else { &KEEP }, &(uids, digests, array)).await?;
     }
+    if !vectors.is_empty() {
+        tx.run(&LIST, &listed(vectors)).await?;
+    }
+    Ok(())
+}
+
+/// Keeps vectors of embeddings that are new, in spaces that must be live: none of them twice.
+pub(super) fn keep_new(vectors: &[Kept<'_>], spaces: &[Uuid]) -> Vec<Insert> {
+    let inserts = by_storage(vectors).into_iter().map(|(is_half, uids, digests, array)| {
+        let (query, count) = (if is_half { &KEEP_NEW_HALF } else { &KEEP_NEW }, uids.len());
+        Insert::exactly(query, (uids, digests, array, spaces.to_vec()), count)
+    });
+    let mut inserts: Vec<Insert> = inserts.collect();
+    if !vectors.is_empty() {
+        inserts.push(Insert::after(&LIST, listed(vectors)));
+    }
+    inserts
+}
+
+/// What [`LIST`] is given.
+fn listed(vectors: &[Kept<'_>]) -> (Vec<Uuid>, Vec<String>, Vec<Uuid>) {
     let uids = vectors.iter().map(|(uid, _)| *uid).collect();
     let digests = vectors.iter().map(|(_, vector)| vector.digest.clone()).collect();
-    let params = (uids, digests, Array::of(vectors, is_half), space_uid);
-    tx.run(if is_half { &KEEP_HALF } else { &KEEP }, &params).await?;
-    Ok(())
+    (uids, digests, vectors.iter().map(|(_, vector)| vector.space_uid).collect())
 }
 
 /// Vectors as PostgreSQL reads an array of them. The number of their type is the database's own, so it is filled in when
@@ -169,12 +220,12 @@ pub struct Array {
 const MEMBER_OID: std::ops::Range<usize> = 8..12;
 
 impl Array {
-    fn of(vectors: &[(Uuid, &Numbers)], is_half: bool) -> Self {
+    fn of(vectors: &[Kept<'_>], is_half: bool) -> Self {
         Self { is_half, bytes: Self::encode(vectors, is_half).map_err(|error| error.to_string()) }
     }
 
     fn encode(
-        vectors: &[(Uuid, &Numbers)],
+        vectors: &[Kept<'_>],
         is_half: bool,
     ) -> std::result::Result<BytesMut, Box<dyn StdError + Sync + Send>> {
         let size = vectors.iter().map(|(_, vector)| 8 + vector.values.len() * 4).sum::<usize>();

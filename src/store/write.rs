@@ -104,6 +104,11 @@ pub trait Change: Send + Sync + Sized + 'static {
     /// server in one flight. `None` for what has to look before it writes.
     const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Self::Answer>> = None;
 
+    /// Whether it is known by now that it cannot go as foreseen.
+    fn must_look(&self) -> bool {
+        false
+    }
+
     /// The answer again, from the log entries the first call made or showed.
     fn rebuild(&self, entries: &[LogRow]) -> Result<Self::Answer>;
 }
@@ -384,7 +389,8 @@ impl<C: Change> AnyChange for C {
         ) -> Option<Foreseen<ErasedAnswer>> {
             Some(C::FORESEE?(&members::<C>(jobs), now).erase())
         }
-        let foresee: Option<Foresee> = C::FORESEE.is_some().then_some(foresee::<C>);
+        let is_foreseen = C::FORESEE.is_some() && !self.must_look();
+        let foresee: Option<Foresee> = is_foreseen.then_some(foresee::<C>);
         Kind { apply: apply::<C>, foresee }
     }
 

@@ -1,5 +1,6 @@
 //! Embeddings: F61 to F65, F72 to F76, F434 to F447 and F486 to F491, and the search for the nearest (F66, F68 to F71).
 
+mod ingest;
 mod nearest;
 
 use crate::help::*;
@@ -639,40 +640,45 @@ async fn what_is_held_stays_and_what_is_referred_to_must_be_there() {
     world.close().await;
 }
 
-/// A space that goes while a write waits takes the write along.
+/// A space that goes while a write waits takes the write along, whether the write looks first or goes unseen.
 #[tokio::test]
 async fn nothing_comes_into_a_space_that_was_just_deleted() {
     let world = World::new().await;
     let who = world.anonymous();
-    space(&who, "s", 2, DistanceMetric::L2).await;
-    let before = head(&who).await;
     let owner = world.superuser().await;
-    // As another server does it, between this one's look at the space and its write.
-    owner
-        .batch_execute(
-            "BEGIN; SELECT FROM casebook.vector_space FOR UPDATE; \
-         UPDATE casebook.vector_space SET delete_time = now()",
-        )
-        .await
-        .unwrap();
-    let mut client = who.vectors();
-    let write = tokio::spawn(async move {
-        client.upsert_embedding(upsert("s", embedding("e", &[1.0, 2.0]))).await
-    });
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                   AND wait_event_type = 'Lock'";
-    for _ in 0..600 {
-        let waiting = owner.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0);
-        if waiting > 0 || write.is_finished() {
-            break;
+    for goes_unseen in [false, true] {
+        space(&who, "s", 2, DistanceMetric::L2).await;
+        if goes_unseen {
+            ok!(who.vectors().upsert_embedding(upsert("s", embedding("first", &[1.0, 2.0]))));
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let before = head(&who).await;
+        // As another server does it, between this one's look at the space and its write.
+        owner
+            .batch_execute(
+                "BEGIN; SELECT FROM casebook.vector_space WHERE delete_time IS NULL FOR UPDATE; \
+             UPDATE casebook.vector_space SET delete_time = now() WHERE delete_time IS NULL",
+            )
+            .await
+            .unwrap();
+        let mut client = who.vectors();
+        let write = tokio::spawn(async move {
+            client.upsert_embedding(upsert("s", embedding("e", &[1.0, 2.0]))).await
+        });
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND wait_event_type = 'Lock'";
+        for _ in 0..600 {
+            let waiting = owner.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0);
+            if waiting > 0 || write.is_finished() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        owner.batch_execute("COMMIT").await.unwrap();
+        let status = write.await.expect("a call").expect_err("the space is gone");
+        assert_eq!(status.code(), tonic::Code::NotFound, "{status:?}");
+        assert!(status.message().contains("vector_space \"s\""), "{status:?}");
+        assert_eq!(head(&who).await, before);
     }
-    owner.batch_execute("COMMIT").await.unwrap();
-    let status = write.await.expect("a call").expect_err("the space is gone");
-    assert_eq!(status.code(), tonic::Code::NotFound, "{status:?}");
-    assert!(status.message().contains("vector_space \"s\""), "{status:?}");
-    assert_eq!(head(&who).await, before);
     drop(owner);
     world.close().await;
 }

@@ -1,24 +1,17 @@
 //! IngestChunks: F533, F536 as a stream. Each message stands for itself, and the stream for what was answered.
 
+use crate::feed::{SOON, messages};
 use crate::help::*;
 use crate::world::{As, World, reason, request, through};
 use casebook::pb;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::Endpoint;
-use tonic::{Code, Status, Streaming};
 
-const SOON: Duration = Duration::from_secs(20);
-
-/// A stream of messages and its answers.
-struct Feed {
-    messages: Option<mpsc::Sender<pb::IngestChunksRequest>>,
-    answers: Streaming<pb::IngestChunksResponse>,
-}
+type Feed = crate::feed::Feed<pb::IngestChunksRequest, pb::IngestChunksResponse>;
 
 impl Feed {
     async fn open(who: &As) -> Self {
@@ -27,46 +20,12 @@ impl Feed {
 
     /// With a deadline of the caller's own.
     async fn within(who: &As, limit: Option<Duration>) -> Self {
-        let (messages, sent) = mpsc::channel(1);
-        let mut request = tonic::Request::new(ReceiverStream::new(sent));
+        let (messages, mut request) = messages();
         if let Some(limit) = limit {
             request.set_timeout(limit);
         }
         let answers = who.documents().ingest_chunks(request).await.expect("a stream").into_inner();
         Self { messages: Some(messages), answers }
-    }
-
-    async fn send(&self, message: pb::IngestChunksRequest) {
-        let sent = self.messages.as_ref().expect("not closed yet").send(message);
-        timeout(SOON, sent).await.expect("the server reads").expect("the server listens");
-    }
-
-    /// Says that nothing more comes.
-    fn half_close(&mut self) {
-        self.messages = None;
-    }
-
-    async fn next(&mut self) -> Result<Option<pb::IngestChunksResponse>, Status> {
-        timeout(SOON, self.answers.message()).await.expect("an answer in time")
-    }
-
-    async fn answer(&mut self) -> pb::IngestChunksResponse {
-        self.next().await.expect("no failure").expect("an answer")
-    }
-
-    /// The answer of a message that was written.
-    async fn written(&mut self) -> pb::IngestChunksResponse {
-        let answer = self.answer().await;
-        assert_eq!(answer.error, None, "{answer:?}");
-        answer
-    }
-
-    /// How the stream ends when it does not end well.
-    async fn end(&mut self) -> Status {
-        match self.next().await {
-            Err(status) => status,
-            Ok(answer) => panic!("the stream goes on: {answer:?}"),
-        }
     }
 }
 

@@ -25,6 +25,7 @@ mod embedded;
 mod embedding;
 mod errors;
 mod fault;
+mod feed;
 mod filters;
 mod health;
 mod ingest;

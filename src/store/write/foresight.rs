@@ -12,7 +12,7 @@ use crate::store::canonical::to_micros;
 use crate::store::log::Entry;
 use crate::store::noun::Noun;
 use crate::store::postgres::{Conn, in_order, read_rows};
-use crate::store::query::Params;
+use crate::store::query::{Params, Query};
 use crate::store::request_ledger as ledger;
 use crate::store::tenant::TenantSet;
 use crate::{Error, Result};
@@ -46,6 +46,20 @@ pub struct Insert {
 }
 
 impl Insert {
+    /// One that must write so many rows or fail.
+    pub fn exactly<P: Params + 'static>(
+        query: &'static Query<P, ()>,
+        columns: P,
+        rows: usize,
+    ) -> Self {
+        Self { sql: query.sql(), columns: Box::new(columns), rows: Some(rows as u64) }
+    }
+
+    /// One that follows others, and writes as much as there is to write.
+    pub fn after<P: Params + 'static>(query: &'static Query<P, ()>, columns: P) -> Self {
+        Self { sql: query.sql(), columns: Box::new(columns), rows: None }
+    }
+
     /// All that new rows of a noun ask for.
     pub fn all_of<T: Noun>(rows: &[&T]) -> Vec<Self> {
         if rows.is_empty() {

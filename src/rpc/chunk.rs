@@ -1,5 +1,6 @@
 //! Chunks on the wire.
 
+use super::embedding::{in_own_words, name_spaces, no_twins, read_given};
 use super::ingest::{Acknowledged, Bulk, explained};
 use super::resource::{New, Resource, read_delete, read_update};
 use super::wire::{self, Fields};
@@ -7,6 +8,7 @@ use super::{Parts, json};
 use crate::store::caller::Caller;
 use crate::store::change::OnConflict;
 use crate::store::chunk::{Chunk, ModifyChunk};
+use crate::store::embedding::Embedding;
 use crate::store::ingest::{WriteChunks, WrittenChunks};
 use crate::store::noun::Noun;
 use crate::{Error, pb};
@@ -20,6 +22,9 @@ crate::requests! { Chunk:
 }
 
 crate::requests!(@ask UpdateChunkRequest -> ModifyChunk, |fields, on_conflict, chunk, update_mask| {
+    if chunk.as_ref().is_some_and(|chunk| !chunk.embeddings.is_empty()) {
+        fields.wrong("chunk.embeddings", "must be unset: upsert them in VectorService");
+    }
     ModifyChunk(read_update(fields, chunk, update_mask, on_conflict))
 });
 
@@ -34,7 +39,16 @@ crate::requests!(@ask BatchCreateChunksRequest -> WriteChunks,
         fields.wrong("delete_from_index", "must not be negative");
     }
     read_chunks(fields, document_id, chunks, on_conflict, delete_from_index)
-});
+}, spaces |request, names| name_spaces(request.chunks.iter().flat_map(|chunk| &chunk.embeddings), names));
+
+/// What is remembered of a message.
+pub struct SentChunks {
+    document_id: String,
+    /// Id and place of each chunk.
+    chunks: Vec<(String, i32)>,
+    /// Id of each embedding, and the chunk that it is of.
+    embeddings: Vec<(String, usize)>,
+}
 
 /// What IngestChunks brings.
 pub struct Chunks;
@@ -43,8 +57,7 @@ impl Bulk for Chunks {
     type Message = pb::IngestChunksRequest;
     type Request = pb::BatchCreateChunksRequest;
     type Answer = pb::IngestChunksResponse;
-    /// The document, and the id and the place of each chunk.
-    type Sent = (String, Vec<(String, i32)>);
+    type Sent = SentChunks;
     const ITEMS: &'static str = "chunks";
 
     fn open(message: Self::Message) -> (i64, Self::Request) {
@@ -57,7 +70,12 @@ impl Bulk for Chunks {
 
     fn remember(change: &WriteChunks) -> Self::Sent {
         let chunks = change.rows.iter().map(|row| (row.id.clone(), row.chunk_index));
-        (change.document_id.clone(), chunks.collect())
+        let embeddings = change.embeddings.iter().map(|given| (given.row.id.clone(), given.of));
+        SentChunks {
+            document_id: change.document_id.clone(),
+            chunks: chunks.collect(),
+            embeddings: embeddings.collect(),
+        }
     }
 
     fn written(answer: &WrittenChunks) -> usize {
@@ -69,9 +87,13 @@ impl Bulk for Chunks {
         api: &'a Parts,
         caller: &'a Caller,
         error: &'a Error,
-        (document_id, chunks): Self::Sent,
+        sent: Self::Sent,
     ) -> BoxFuture<'a, Option<usize>> {
         Box::pin(async move {
+            let SentChunks { document_id, chunks, embeddings } = sent;
+            if let Error::Taken { kind: Embedding::KIND, id, .. } = error {
+                return embeddings.iter().find(|(given, _)| given == id).map(|(_, of)| *of);
+            }
             let Error::Taken { kind: Chunk::KIND, id, .. } = error else { return None };
             if let Some(position) = chunks.iter().position(|(given, _)| given == id) {
                 return Some(position);
@@ -83,7 +105,7 @@ impl Bulk for Chunks {
     }
 
     fn explain(error: Error, place: Option<i32>) -> pb::IngestError {
-        pb::IngestError { chunk_position: place, ..explained(error) }
+        pb::IngestError { chunk_position: place, ..explained(in_own_words(error)) }
     }
 
     fn answer(answer: Acknowledged) -> Self::Answer {
@@ -99,14 +121,22 @@ fn read_chunks(
     on_conflict: OnConflict,
     delete_from_index: Option<i32>,
 ) -> WriteChunks {
-    let mut rows: Vec<Chunk> = fields.batch("chunks", chunks, |fields, one| one.read_part(fields));
+    let (mut embeddings, mut of) = (Vec::new(), 0);
+    let mut rows: Vec<Chunk> = fields.batch("chunks", chunks, |fields, mut one| {
+        let given = std::mem::take(&mut one.embeddings);
+        let row = one.read_part(fields);
+        embeddings.extend(read_given(fields, given, &row, of));
+        of += 1;
+        row
+    });
+    no_twins(fields, &embeddings, |of| format!("chunks[{of}]."));
     fields.no_duplicates(rows.iter().map(Noun::id), |n| format!("chunks[{n}].id"));
     let places: Vec<String> = rows.iter().map(|row| row.chunk_index.to_string()).collect();
     fields.no_duplicates(places.iter().map(String::as_str), |n| format!("chunks[{n}].chunk_index"));
     for row in &mut rows {
         row.document_id.clone_from(&document_id);
     }
-    WriteChunks { document_id, rows, on_conflict, delete_from_index }
+    WriteChunks { document_id, rows, on_conflict, delete_from_index, embeddings }
 }
 
 impl Resource for pb::Chunk {
@@ -118,8 +148,16 @@ impl Resource for pb::Chunk {
     }
 
     fn read(self, f: &mut Fields, New { id, meta }: New) -> Chunk {
-        let pb::Chunk { id: _, etag: _, meta: _, document_id: _, chunk_index, text, metadata } =
-            self;
+        let pb::Chunk {
+            id: _,
+            etag: _,
+            meta: _,
+            document_id: _,
+            chunk_index,
+            text,
+            metadata,
+            embeddings: _,
+        } = self;
         if chunk_index < 0 {
             f.wrong("chunk_index", "must not be negative");
         }
@@ -148,6 +186,7 @@ impl From<Chunk> for pb::Chunk {
             chunk_index,
             text,
             metadata: json::to_optional_object(&metadata),
+            embeddings: Vec::new(),
         }
     }
 }

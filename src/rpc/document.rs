@@ -1,6 +1,7 @@
 //! DocumentService: documents, their analyses and their chunks.
 
 use super::chunk::Chunks;
+use super::embedding::in_own_words;
 use super::ingest::Acknowledgements;
 use super::resource::{New, Resource};
 use super::wire::{self, Fields};
@@ -171,7 +172,7 @@ impl pb::document_service_server::DocumentService for Api {
         request: Request<pb::BatchCreateChunksRequest>,
     ) -> Answer<pb::BatchCreateChunksResponse> {
         let (WrittenChunks { chunk_ids, total_chunks, written: _ }, receipt) =
-            self.write(request).await?;
+            self.write(request).await.map_err(in_own_words)?;
         Ok(Response::new(pb::BatchCreateChunksResponse { chunk_ids, total_chunks, receipt }))
     }
 

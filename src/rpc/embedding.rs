@@ -1,5 +1,6 @@
 //! VectorService: embeddings and the search for the nearest, checked and worded.
 
+mod given;
 pub(super) mod search;
 
 use super::descriptor::ReadMask;
@@ -10,21 +11,21 @@ use crate::pb;
 use crate::store::caller::Caller;
 use crate::store::change::Modify;
 use crate::store::embedding::{
-    self, DeleteEmbeddings, Embedding, WriteEmbeddings, WrittenEmbeddings, full_id, in_space,
+    self, DeleteEmbeddings, Embedding, ID_BYTES_MAX, WriteEmbeddings, WrittenEmbeddings, full_id,
+    in_space,
 };
 use crate::store::noun::{Meta, Noun};
 use crate::store::vector::{Numbers, f32_le, from_f32_le};
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Reason, Result};
 use futures_util::future::{BoxFuture, ready};
+pub(super) use given::{name_spaces, no_twins, read_given};
 use search::{Hits, TOP_K, TOP_K_MAX};
 use std::sync::Arc;
 use tonic::{Request, Response, Streaming};
 use uuid::Uuid;
 
 const QUERIES_MAX: usize = 100;
-/// With the space's uid and a slash before it, it is an id like any other.
-const ID_BYTES_MAX: usize = wire::ID_BYTES_MAX - UID_BYTES - 1;
 
 #[tonic::async_trait]
 impl pb::vector_service_server::VectorService for Api {
@@ -358,7 +359,7 @@ pub(super) const FULL_ID: &str =
 const UID_BYTES: usize = 36;
 
 /// Says an error as callers know embeddings: by their ids in their space, and by the fields of the message.
-fn in_own_words(error: Error) -> Error {
+pub(super) fn in_own_words(error: Error) -> Error {
     // A uid is told here in no other way.
     let own = |text: &str| -> String {
         let mut left = text.to_owned();
@@ -376,17 +377,19 @@ fn in_own_words(error: Error) -> Error {
         other => other.to_owned(),
     };
     match error {
-        Error::NotFound { kind, id } => Error::NotFound { kind, id: own(&id) },
-        Error::Stale { kind, id, current_etag } => {
+        Error::NotFound { kind: kind @ Embedding::KIND, id } => {
+            Error::NotFound { kind, id: own(&id) }
+        }
+        Error::Stale { kind: kind @ Embedding::KIND, id, current_etag } => {
             Error::Stale { kind, id: own(&id), current_etag }
         }
-        Error::Taken { kind, id, fields } => {
+        Error::Taken { kind: kind @ Embedding::KIND, id, fields } => {
             let mut fields: Vec<String> = fields.iter().map(field).collect();
             fields.dedup();
             Error::Taken { kind, id: own(&id), fields }
         }
         Error::Expired(message) => Error::Expired(own(&message)),
-        Error::Refused { reason, message, metadata } => {
+        Error::Refused { reason, message, metadata } if message.contains("embedding \"") => {
             Error::Refused { reason, message: own(&message), metadata }
         }
         other => other,

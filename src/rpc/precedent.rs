@@ -1,12 +1,14 @@
 //! PrecedentService: historical cases and the graph between them.
 
+use super::embedding::{in_own_words, name_spaces, no_twins, read_given};
 use super::precedent_reference::read_walk;
-use super::resource::{New, Resource};
+use super::resource::{New, Resource, ask_within, read_new};
 use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX};
 use super::{Answer, Api, json, search};
 use crate::pb;
 use crate::store::canonical::Json;
-use crate::store::change::when_recorded;
+use crate::store::change::{Create, when_recorded};
+use crate::store::embedding::given::{CreateEmbedded, Given};
 use crate::store::noun::Noun;
 use crate::store::precedent::{ACTIVE, Precedent, SUPERSEDED};
 use tonic::{Request, Response};
@@ -17,7 +19,7 @@ impl pb::precedent_service_server::PrecedentService for Api {
         &self,
         request: Request<pb::CreatePrecedentRequest>,
     ) -> Answer<pb::CreatePrecedentResponse> {
-        let (precedent, receipt) = self.create(request).await?;
+        let (precedent, receipt) = self.create(request).await.map_err(in_own_words)?;
         Ok(Response::new(pb::CreatePrecedentResponse { precedent, receipt }))
     }
 
@@ -25,7 +27,7 @@ impl pb::precedent_service_server::PrecedentService for Api {
         &self,
         request: Request<pb::BatchCreatePrecedentsRequest>,
     ) -> Answer<pb::BatchCreatePrecedentsResponse> {
-        let (precedents, receipt) = self.create_batch(request).await?;
+        let (precedents, receipt) = self.create_batch(request).await.map_err(in_own_words)?;
         Ok(Response::new(pb::BatchCreatePrecedentsResponse { precedents, receipt }))
     }
 
@@ -114,8 +116,6 @@ impl pb::precedent_service_server::PrecedentService for Api {
 }
 
 crate::requests! { Precedent:
-    create CreatePrecedentRequest(precedent_id precedent);
-    batch BatchCreatePrecedentsRequest(requests);
     get GetPrecedentRequest(precedent_id);
     batch_get BatchGetPrecedentsRequest(precedent_ids);
     list ListPrecedentsRequest("occur_time" by [("occur_time", true)]);
@@ -123,6 +123,30 @@ crate::requests! { Precedent:
     delete DeletePrecedentRequest(precedent_id);
     undelete UndeletePrecedentRequest(precedent_id);
 }
+
+crate::requests!(@ask CreatePrecedentRequest -> CreateEmbedded<Precedent>,
+|fields, on_conflict, precedent_id, precedent, embeddings| {
+    let row: Precedent = read_new(fields, precedent_id, precedent, on_conflict);
+    let embeddings = read_given(fields, embeddings, &row, 0);
+    no_twins(fields, &embeddings, |_| String::new());
+    CreateEmbedded { create: Create { rows: vec![row], on_conflict }, embeddings }
+}, spaces |request, names| name_spaces(&request.embeddings, names));
+
+crate::requests!(@ask BatchCreatePrecedentsRequest -> CreateEmbedded<Precedent>,
+|fields, on_conflict, requests| {
+    let all = fields.batch("requests", requests, |fields, one| ask_within(one, fields, on_conflict));
+    let (mut rows, mut embeddings) = (Vec::new(), Vec::new());
+    for (of, one) in all.into_iter().enumerate() {
+        let CreateEmbedded { create, embeddings: mine } = one;
+        rows.extend(create.rows);
+        embeddings.extend(mine.into_iter().map(|given| Given { of, ..given }));
+    }
+    fields.no_duplicates(rows.iter().map(Noun::id), |n| format!("requests[{n}].precedent_id"));
+    no_twins(fields, &embeddings, |of| format!("requests[{of}]."));
+    CreateEmbedded { create: Create { rows, on_conflict }, embeddings }
+}, spaces |request, names| {
+    name_spaces(request.requests.iter().flat_map(|request| &request.embeddings), names);
+});
 
 /// The hash of a case's input; none without an input.
 pub fn case_hash(input: &Json) -> String {

@@ -9,6 +9,7 @@ use crate::pb::execute_transaction_request::operation::Operation;
 use crate::store::change::OnConflict;
 use crate::store::transaction::{Step, Transaction};
 use crate::store::write::Shown;
+use std::collections::BTreeSet;
 use tonic::{Request, Response};
 
 #[tonic::async_trait]
@@ -37,7 +38,7 @@ crate::requests!(@ask ExecuteTransactionRequest -> Transaction, |fields, on_conf
         step
     });
     Transaction { steps: steps.into_iter().flatten().collect() }
-});
+}, spaces |request, names| name_spaces(&request.operations, names));
 
 /// Reads each operation as the request that it is; on_conflict is for those that create.
 fn read(fields: &mut Fields, item: Item, on_conflict: OnConflict) -> Option<Step> {
@@ -83,6 +84,21 @@ fn read(fields: &mut Fields, item: Item, on_conflict: OnConflict) -> Option<Step
         DeleteModelCheckpoint "delete_model_checkpoint" OnConflict::Fail;
         CreateTrainingExample "create_training_example" on_conflict;
         DeleteTrainingExample "delete_training_example" OnConflict::Fail;
+        UpsertEmbedding "upsert_embedding" OnConflict::Replace;
+        DeleteEmbedding "delete_embedding" OnConflict::Fail;
+    }
+}
+
+/// The vector spaces that operations name.
+fn name_spaces<'a>(operations: &'a [Item], names: &mut BTreeSet<&'a str>) {
+    for operation in operations.iter().filter_map(|item| item.operation.as_ref()) {
+        match operation {
+            Operation::CreatePrecedent(request) => request.spaces(names),
+            Operation::BatchCreateChunks(request) => request.spaces(names),
+            Operation::UpsertEmbedding(request) => request.spaces(names),
+            Operation::DeleteEmbedding(request) => request.spaces(names),
+            _ => {}
+        }
     }
 }
 

@@ -274,21 +274,26 @@ impl<T: Noun> Created<T> {
     }
 }
 
+impl<T: Noun> Create<T> {
+    /// What creates write if all of their ids are free.
+    pub fn foresee(changes: &[Applied<'_, Self>], now: SystemTime) -> Foreseen<Vec<T>> {
+        let mut outcomes: Vec<(Vec<T>, _)> = Vec::with_capacity(changes.len());
+        for Applied { change, caller } in changes {
+            let rows: Vec<T> =
+                change.rows.iter().map(|row| stamp(row, caller.acting(), now)).collect();
+            let entries = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
+            outcomes.push((rows, entries));
+        }
+        let all: Vec<&T> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
+        Foreseen { inserts: Insert::all_of(&all), outcomes }
+    }
+}
+
 impl<T: Noun> Change for Create<T> {
     type Answer = Vec<T>;
 
     const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Vec<T>>> =
-        Some(|changes, now| {
-            let mut outcomes: Vec<(Vec<T>, _)> = Vec::with_capacity(changes.len());
-            for Applied { change, caller } in changes {
-                let rows: Vec<T> =
-                    change.rows.iter().map(|row| stamp(row, caller.acting(), now)).collect();
-                let entries = rows.iter().map(|row| Entry::of(row, "CREATE")).collect();
-                outcomes.push((rows, entries));
-            }
-            let all: Vec<&T> = outcomes.iter().flat_map(|(rows, _)| rows).collect();
-            Foreseen { inserts: Insert::all_of(&all), outcomes }
-        });
+        Some(Self::foresee);
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.extend(self.rows.iter().map(|row| RowKey::new(&[T::KIND, row.id()])));

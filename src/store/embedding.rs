@@ -1,5 +1,6 @@
 //! Embeddings: what a vector in a space stands for. The vectors of their versions stand beside them, by their digests.
 
+pub mod given;
 pub mod nearest;
 pub mod plan;
 
@@ -87,10 +88,18 @@ pub static LISTING: Listing = Listing {
 /// Not for callers: they name the space.
 static SPACE: Field = Field::new("space_uid", "d.space_uid", FieldKind::Uuid);
 
+/// Bytes of an embedding's id in its space. With the space's uid and a slash before it, it is an id like any other.
+pub const ID_BYTES_MAX: usize = 255 - 36 - 1;
+
 /// The id by which the store knows an embedding: that of its space first, so that it is unique in the tenant, also
 /// against those of a deleted space of the same id.
 pub fn full_id(space_uid: Uuid, id: &str) -> String {
     format!("{space_uid}/{id}")
+}
+
+/// The id in its space of an embedding that the store knows by this one.
+pub fn own_id(full_id: &str) -> &str {
+    full_id.split_once('/').map_or(full_id, |(_, own)| own)
 }
 
 row! {
@@ -175,6 +184,9 @@ pub(super) async fn write_all(
     tx: &Tx<'_>,
     changes: &[Written<'_>],
 ) -> Result<Vec<Result<Created<Embedding>, (Error, bool)>>> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
     let creates = changes.iter();
     let creates = creates.map(|(rows, _, on_conflict, caller)| (*rows, *on_conflict, *caller));
     let results = create_all(tx, &creates.collect::<Vec<_>>()).await?;

@@ -4,11 +4,13 @@ use super::caller::Caller;
 use super::change::{OnConflict, advance, rows_of, stamp};
 use super::chunk::{self, Chunk};
 use super::document::Document;
+use super::embedding::given::Given;
+use super::embedding::{Embedding, ID_BYTES_MAX, Written, homeless, write_all};
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun};
 use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
-use crate::{Error, Result};
+use crate::{Error, Reason, Result};
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
@@ -25,6 +27,8 @@ pub struct WriteChunks {
     pub on_conflict: OnConflict,
     /// Deletes what stands from here on and is not in `rows`.
     pub delete_from_index: Option<i32>,
+    /// Of the rows. Whatever holds for chunks where an id is taken, holds for them.
+    pub embeddings: Vec<Given>,
 }
 
 /// What became of chunks.
@@ -42,14 +46,28 @@ impl Change for WriteChunks {
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.push(RowKey::new(&[Document::KIND, &self.document_id]));
+        rows.extend(self.embeddings.iter().map(Given::key));
+    }
+
+    /// An embedding that takes the id of a chunk that is there already: nobody knows yet which that is.
+    fn is_alone(&self) -> bool {
+        let chosen_by_server = |row: &Chunk| row.id == row.meta.uid.to_string();
+        self.on_conflict != OnConflict::Fail
+            && self.embeddings.iter().any(|given| {
+                given.takes_id && self.rows.get(given.of).is_some_and(chosen_by_server)
+            })
     }
 
     fn size_bytes(&self) -> usize {
-        512 + self.rows.iter().map(Chunk::size_bytes).sum::<usize>()
+        let embeddings = self.embeddings.iter().map(|given| given.row.size_bytes());
+        512 + self.rows.iter().map(Chunk::size_bytes).chain(embeddings).sum::<usize>()
     }
 
     fn about(&self) -> Vec<(&'static str, &str)> {
-        self.rows.iter().map(|row| (Chunk::KIND, row.id.as_str())).collect()
+        let chunks = self.rows.iter().map(|row| (Chunk::KIND, row.id.as_str()));
+        let embeddings = self.embeddings.iter();
+        let embeddings = embeddings.map(|given| (Embedding::KIND, given.row.id.as_str()));
+        chunks.chain(embeddings).collect()
     }
 
     fn apply<'a>(
@@ -64,8 +82,10 @@ impl Change for WriteChunks {
                 Some(Work::new(change, caller, document, tx))
             });
             let mut works: Vec<Option<Work>> = works.collect();
+            house(tx, &mut works).await?;
             write(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
             hold_back(tx, works.iter_mut().flatten()).await?;
+            embed(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
             let outcomes = works.into_iter().zip(changes).map(|(work, applied)| match work {
                 Some(work) => work.outcome(),
                 None => {
@@ -97,6 +117,53 @@ impl Change for WriteChunks {
             written: entries.iter().filter(|entry| is_own(entry, last)).count(),
         })
     }
+}
+
+/// Refuses the works whose embeddings have no space to come into.
+async fn house(tx: &Tx<'_>, works: &mut [Option<Work<'_>>]) -> Result<()> {
+    let mut works: Vec<&mut Work<'_>> = works.iter_mut().flatten().collect();
+    let changes = works.iter().map(|work| work.change);
+    let rows = changes.map(|change| change.embeddings.iter().map(|given| &given.row)).collect();
+    for (work, gone) in works.iter_mut().zip(homeless(tx, rows).await?) {
+        if let Some(gone) = gone {
+            work.refuse(gone);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the embeddings of the works' chunks, whose ids are known by now.
+async fn embed(tx: &Tx<'_>, works: &mut [&mut Work<'_>]) -> Result<()> {
+    let mut fitted: Vec<(usize, Vec<Embedding>)> = Vec::new();
+    for (n, work) in works.iter_mut().enumerate() {
+        if !work.goes_on() || work.change.embeddings.is_empty() {
+            continue;
+        }
+        match work.fitted() {
+            Ok(rows) => fitted.push((n, rows)),
+            Err(error) => work.refuse(error),
+        }
+    }
+    let writes: Vec<Written<'_>> = fitted
+        .iter()
+        .map(|(n, rows)| {
+            let Work { change, caller, .. } = &works[*n];
+            let vectors = change.embeddings.iter().map(|given| &given.vector).collect();
+            (rows.as_slice(), vectors, change.on_conflict, *caller)
+        })
+        .collect();
+    let results = write_all(tx, &writes).await?;
+    for ((n, _), result) in fitted.iter().zip(results) {
+        let work = &mut works[*n];
+        match result {
+            Ok(created) => work.embedded = created.traces().0,
+            Err((error, dirty)) => {
+                work.wrote |= dirty;
+                work.refuse(error);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses the works that delete what a hold keeps.
@@ -135,6 +202,8 @@ struct Work<'a> {
     rows: Vec<(Chunk, State)>,
     /// What it deletes.
     gone: Vec<Chunk>,
+    /// What its embeddings leave in the log.
+    embedded: Vec<Entry>,
     refused: Option<Error>,
     wrote: bool,
 }
@@ -147,7 +216,32 @@ impl<'a> Work<'a> {
             (row, State::Open)
         });
         let rows = rows.collect();
-        Self { change, caller, document, rows, gone: Vec::new(), refused: None, wrote: false }
+        let (gone, embedded, refused) = (Vec::new(), Vec::new(), None);
+        Self { change, caller, document, rows, gone, embedded, refused, wrote: false }
+    }
+
+    /// The embeddings of its chunks as they now stand.
+    fn fitted(&self) -> Result<Vec<Embedding>> {
+        let mut seen = HashSet::new();
+        let rows = self.change.embeddings.iter().map(|given| {
+            let record = self.rows.get(given.of);
+            let (chunk, _) = record.ok_or_else(|| Error::internal("no such chunk"))?;
+            let row = given.fitted(&chunk.id);
+            let field = || format!("chunks[{}].embeddings", given.of);
+            if row.embedding_id.len() > ID_BYTES_MAX {
+                let long = format!(
+                    "must have an id, because that of the chunk has more than {ID_BYTES_MAX} bytes"
+                );
+                return Err(Error::invalid(field(), long));
+            }
+            if !seen.insert(row.id.clone()) {
+                let twice =
+                    format!("has the id \"{}\" a second time in its space", row.embedding_id);
+                return Err(Error::invalid_because(Reason::DuplicateInBatch, field(), twice));
+            }
+            Ok(row)
+        });
+        rows.collect()
     }
 
     fn goes_on(&self) -> bool {
@@ -245,7 +339,8 @@ impl<'a> Work<'a> {
         }
         let written = self.count(State::New) + self.count(State::Replaced);
         let recounted = self.count(State::New) != self.gone.len();
-        let mut entries = Vec::with_capacity(written + self.gone.len() + 1);
+        let room = written + self.gone.len() + 1 + self.embedded.len();
+        let mut entries = Vec::with_capacity(room);
         let mut shown = Vec::new();
         // First what goes: its id may come back at another place.
         entries.extend(self.gone.iter().map(|chunk| Entry::of(chunk, "DELETE")));
@@ -261,6 +356,7 @@ impl<'a> Work<'a> {
         } else {
             shown.push(Shown::of(&self.document));
         }
+        entries.extend(self.embedded);
         let answer = WrittenChunks {
             chunk_ids: self.rows.into_iter().map(|(row, _)| row.id).collect(),
             total_chunks: self.document.total_chunks,

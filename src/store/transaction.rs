@@ -1,7 +1,9 @@
 //! Several changes as one: all of them are made, in order, or none.
 
 use super::caller::Caller;
+use super::embedding::{Embedding, own_id};
 use super::log::{Entry, LogRow};
+use super::noun::Noun;
 use super::write::{AnyChange, Applied, Change, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
@@ -74,7 +76,15 @@ impl Change for Transaction {
                 let unnamed = |row: &&LogRow| {
                     row.kind == kind && row.action == "CREATE" && !named.contains(&(kind, &*row.id))
                 };
-                let place = left.iter().position(of_it).or_else(|| left.iter().position(unnamed));
+                // The name of its space may stand for another space today.
+                let in_its_space = |row: &&LogRow| {
+                    kind == Embedding::KIND && row.kind == kind && own_id(&row.id) == own_id(then)
+                };
+                let place = left
+                    .iter()
+                    .position(of_it)
+                    .or_else(|| left.iter().position(in_its_space))
+                    .or_else(|| left.iter().position(unnamed));
                 let Some(place) = place else { continue };
                 let row = left.remove(place);
                 chosen.insert((kind, id), &row.id);

@@ -84,6 +84,7 @@ async fn chunks_come_back_as_given_and_are_counted() {
         chunk_index: 7,
         text: "bee".into(),
         metadata: Some(object(&[("page", "3")])),
+        embeddings: Vec::new(),
     };
     assert_eq!((&b, &all[1]), (&expected, &expected));
     let document = document(&world).await;

@@ -1,5 +1,6 @@
 //! Embeddings: F61 to F65, F72 to F76, F434 to F447 and F486 to F491, and the search for the nearest (F66, F68 to F71).
 
+mod given;
 mod ingest;
 mod nearest;
 

@@ -41,6 +41,7 @@ pub fn record(id: &str, precedent: pb::Precedent) -> pb::CreatePrecedentRequest 
         precedent_id: id.into(),
         precedent: Some(precedent),
         options: None,
+        embeddings: Vec::new(),
     }
 }
 

@@ -4,7 +4,7 @@ use super::file::{FORMAT, Header, Writer};
 use super::message::{inner, request, text, to_json};
 use super::progress::Progress;
 use super::table::{NOUNS, Shape};
-use super::wire::{Client, Server, revision};
+use super::wire::{Client, Refused, Server, revision};
 use super::{Result, TransferError, beside};
 use prost_reflect::DynamicMessage;
 use serde_json::json;
@@ -60,40 +60,61 @@ async fn run<W: Write>(
     let mut begun: Option<(Writer<W>, String)> = None;
     let mut to = Some(to);
     let wanted = |kind: &str| options.kinds.is_empty() || options.kinds.iter().any(|k| k == kind);
+    let mut begin = |revision: &str, begun: &mut Option<(Writer<W>, String)>| {
+        let Some(to) = to.take() else { return Ok(()) };
+        let header = Header {
+            format: FORMAT,
+            tenant: options.server.tenant.clone(),
+            time: OffsetDateTime::now_utc().format(&Rfc3339).ok(),
+            revision: Some(revision.to_owned()),
+            program: concat!("casebook ", env!("CARGO_PKG_VERSION")).into(),
+        };
+        *begun = Some((Writer::begin(to, &header).map_err(failed)?, revision.to_owned()));
+        Ok::<_, TransferError>(())
+    };
     for noun in NOUNS.iter().filter(|noun| wanted(noun.kind)) {
-        let mut pages = Pages::new(Shape::of(noun)?, begun.as_ref().map(|(_, at)| at.clone()));
-        while let Some(page) = pages.next(client).await? {
-            let Some(page) = page else {
-                progress.say(&format!(
-                    "note: this server does not serve {}; the export has none",
-                    pages.shape.list.name
-                ));
-                not_served.push(noun.kind.to_owned());
-                break;
-            };
-            if let Some(to) = to.take() {
-                let header = Header {
-                    format: FORMAT,
-                    tenant: options.server.tenant.clone(),
-                    time: OffsetDateTime::now_utc().format(&Rfc3339).ok(),
-                    revision: Some(page.revision.clone()),
-                    program: concat!("casebook ", env!("CARGO_PKG_VERSION")).into(),
-                };
-                begun = Some((Writer::begin(to, &header).map_err(failed)?, page.revision));
-            }
-            let Some((writer, _)) = &mut begun else { break };
-            let lines = page.resources.len() as u64;
-            for resource in page.resources {
-                if resource.unknown_fields().next().is_some() {
-                    return Err(TransferError::Failed(format!(
-                        "{} {} has fields that this program does not know: use the program of the server's version",
-                        noun.kind,
-                        text(&resource, "id"),
-                    )));
+        let at = |begun: &Option<(Writer<W>, String)>| begun.as_ref().map(|(_, at)| at.clone());
+        // Ids are all that is kept of what they are listed by.
+        let parents = match noun.listed_by {
+            None => Some(vec!["-".to_owned()]),
+            Some(kind) => match ids(client, kind, at(&begun)).await? {
+                Some((ids, revision)) => {
+                    begin(&revision, &mut begun)?;
+                    Some(ids)
                 }
-                writer.resource(noun.kind, &to_json(&resource)?).map_err(failed)?;
+                None => None,
+            },
+        };
+        let is_served = 'served: {
+            let Some(parents) = parents else { break 'served false };
+            for parent in parents {
+                let mut pages = Pages::new(Shape::of(noun)?, parent, at(&begun));
+                while let Some(page) = pages.next(client).await? {
+                    let Some(page) = page else { break 'served false };
+                    begin(&page.revision, &mut begun)?;
+                    let Some((writer, _)) = &mut begun else { break };
+                    let lines = page.resources.len() as u64;
+                    for resource in page.resources {
+                        if resource.unknown_fields().next().is_some() {
+                            return Err(TransferError::Failed(format!(
+                                "{} {} has fields that this program does not know: use the program of the server's version",
+                                noun.kind,
+                                text(&resource, "id"),
+                            )));
+                        }
+                        writer.resource(noun.kind, &to_json(&resource)?).map_err(failed)?;
+                    }
+                    progress.advance(noun.kind, lines);
+                }
             }
-            progress.advance(noun.kind, lines);
+            true
+        };
+        if !is_served {
+            progress.say(&format!(
+                "note: this server does not serve {}; the export has none",
+                Shape::of(noun)?.list.name
+            ));
+            not_served.push(noun.kind.to_owned());
         }
     }
     match begun {
@@ -102,14 +123,39 @@ async fn run<W: Write>(
     }
 }
 
+/// The ids of a kind, and at which revision they are all; `None` where the server does not have the method.
+async fn ids(
+    client: &Client,
+    kind: &str,
+    at: Option<String>,
+) -> Result<Option<(Vec<String>, String)>> {
+    let noun = NOUNS.iter().find(|noun| noun.kind == kind);
+    let noun = noun.ok_or_else(|| TransferError::internal(format!("no kind {kind}")))?;
+    let mut pages = Pages::new(Shape::of(noun)?, "-".into(), at);
+    let mut all = (Vec::new(), String::new());
+    while let Some(page) = pages.next(client).await? {
+        let Some(page) = page else { return Ok(None) };
+        all.0.extend(page.resources.iter().map(|resource| text(resource, "id")));
+        all.1 = page.revision;
+    }
+    Ok(Some(all))
+}
+
 struct Page {
     resources: Vec<DynamicMessage>,
     revision: String,
 }
 
+/// Whether fewer at once may be given: they are too large, or their vectors are.
+fn is_too_much(refused: &Refused) -> bool {
+    refused.is_too_large() || refused.fields() == ["read_mask"]
+}
+
 /// The pages of one noun, all at one revision.
 struct Pages {
     shape: Shape,
+    /// The id of what they belong to; "-" means anything.
+    parent: String,
     at: Option<String>,
     token: String,
     size: u32,
@@ -117,8 +163,8 @@ struct Pages {
 }
 
 impl Pages {
-    fn new(shape: Shape, at: Option<String>) -> Self {
-        Self { shape, at, token: String::new(), size: PAGE, done: false }
+    fn new(shape: Shape, parent: String, at: Option<String>) -> Self {
+        Self { shape, parent, at, token: String::new(), size: PAGE, done: false }
     }
 
     /// `None` behind the last page; `Some(None)` where the server does not have the method.
@@ -128,7 +174,7 @@ impl Pages {
         }
         let Shape { list, listed, noun, .. } = &self.shape;
         let answer = loop {
-            let mut asked = self.shape.any_parent();
+            let mut asked = self.shape.of_parent(&self.parent);
             asked["page"] =
                 json!({"pageSize": self.size, "pageToken": self.token, "orderBy": noun.order});
             if let Some(at) = &self.at {
@@ -141,7 +187,7 @@ impl Pages {
                     return Ok(Some(None));
                 }
                 // Some resources are large.
-                Err(refused) if refused.is_too_large() && self.size > 1 => self.size /= 2,
+                Err(refused) if self.size > 1 && is_too_much(&refused) => self.size /= 2,
                 Err(refused) => return Err(refused.fatal(list)),
             }
         };

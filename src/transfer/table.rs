@@ -36,6 +36,10 @@ pub struct Noun {
     create: &'static str,
     /// A field of the resource that the create request has beside it.
     pub parent: Option<&'static str>,
+    /// The kind of what it must be listed by, one after another, where it cannot be listed as a whole.
+    pub listed_by: Option<&'static str>,
+    /// The fields that are asked for; none for those that come anyway.
+    pub mask: &'static [&'static str],
     pub taken: Taken,
     /// Lines with the same value here go one after the other, because the server numbers or chains them.
     pub chain: Option<&'static str>,
@@ -56,9 +60,21 @@ const fn noun(
     taken: Taken,
     owned: &'static [&'static str],
 ) -> Noun {
-    let (parent, chain, supersedes, after) = (None, None, None, None);
-    let order = "create_time";
-    Noun { kind, service, list, create, parent, taken, chain, supersedes, order, owned, after }
+    Noun {
+        kind,
+        service,
+        list,
+        create,
+        parent: None,
+        listed_by: None,
+        mask: &[],
+        taken,
+        chain: None,
+        supersedes: None,
+        order: "create_time",
+        owned,
+        after: None,
+    }
 }
 
 pub const NOUNS: &[Noun] = &[
@@ -154,6 +170,17 @@ pub const NOUNS: &[Noun] = &[
             &["aliases", "index"],
         )
     },
+    Noun {
+        parent: Some("vector_space_id"),
+        listed_by: Some("vector_space"),
+        mask: &["*"],
+        ..noun(
+            "embedding",
+            ["VectorService", "ListEmbeddings", "BatchUpsertEmbeddings"],
+            Any,
+            &["dimensions", "vector_digest"],
+        )
+    },
     noun(
         "training_example",
         ["ModelService", "ListTrainingExamples", "BatchCreateTrainingExamples"],
@@ -192,10 +219,6 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     (
         "service_health",
         "it tells who is alive now, and a heartbeat that is repeated later would be a lie",
-    ),
-    (
-        "embedding",
-        "its space must be named to list it, and its vector comes from a model that can make it again",
     ),
     ("operation", "it is work of the server that it was begun on"),
     ("tenant", "it belongs to the tenant \"system\""),
@@ -267,8 +290,18 @@ impl Shape {
 impl Shape {
     /// The list request for resources of whatever parent.
     pub fn any_parent(&self) -> Json {
+        self.of_parent("-")
+    }
+
+    /// The list request for the resources of one parent.
+    pub fn of_parent(&self, id: &str) -> Json {
         let parents = self.list.input.fields().filter(|field| field.name().ends_with("_id"));
-        Json::Object(parents.map(|field| (field.name().to_owned(), "-".into())).collect())
+        let mut asked: serde_json::Map<String, Json> =
+            parents.map(|field| (field.name().to_owned(), id.into())).collect();
+        if !self.noun.mask.is_empty() {
+            asked.insert("readMask".into(), self.noun.mask.join(",").into());
+        }
+        Json::Object(asked)
     }
 }
 
@@ -325,6 +358,8 @@ mod tests {
             let taken = |name: &str| shape.create.input.get_field_by_name(name).is_some();
             assert!(taken("options"), "{}", noun.kind);
             assert!(noun.parent.is_none_or(taken), "{}", noun.kind);
+            let by = noun.listed_by;
+            assert!(by.is_none_or(|kind| super::kinds().any(|known| known == kind)), "{by:?}");
             for name in ["page", "where", "consistency"] {
                 assert!(shape.list.input.get_field_by_name(name).is_some(), "{}", noun.kind);
             }

@@ -2,7 +2,7 @@
 
 use crate::help::head;
 use crate::process::{PATIENCE, casebook};
-use crate::world::{World, create, decision, open_folder};
+use crate::world::{As, World, create, decision, open_folder};
 use casebook::pb;
 use casebook::transfer::{
     Counts, Export, Import, OnConflict, Report, Server, TransferError, export, import,
@@ -79,6 +79,21 @@ fn created(counts: &BTreeMap<String, Counts>, kind: &str) -> u64 {
     created
 }
 
+/// The nearest embeddings: their ids, digests and distances.
+async fn nearest(who: &As, space: &str, target: &[f32]) -> Vec<(String, String, f64)> {
+    let list = pb::FloatList { values: target.to_vec() };
+    let vector = pb::Vector { data: Some(pb::vector::Data::Floats(list)) };
+    let query = pb::VectorQuery {
+        vector_space_id: space.into(),
+        target: Some(pb::vector_query::Target::Vector(vector)),
+        ..Default::default()
+    };
+    let request = pb::SearchVectorsRequest { query: Some(query), ..Default::default() };
+    let hits = ok!(who.vectors().search_vectors(request)).hits.into_iter();
+    let hits = hits.map(|hit| (hit.embedding.unwrap_or_default(), hit.distance));
+    hits.map(|(found, distance)| (found.id, found.vector_digest, distance)).collect()
+}
+
 /// Lines of a kind, as a person would write them.
 fn write(path: &Path, made: impl IntoIterator<Item = Value>) {
     let text: String = made.into_iter().map(|line| format!("{line}\n")).collect();
@@ -107,6 +122,7 @@ async fn what_is_exported_and_imported_is_the_same() {
         ("critic_output", 10),
         ("decision", 1200),
         ("document", 2),
+        ("embedding", 1010),
         ("legal_hold", 2),
         ("metrics_snapshot", 2),
         ("model_checkpoint", 3),
@@ -116,7 +132,7 @@ async fn what_is_exported_and_imported_is_the_same() {
         ("precedent_reference", 2),
         ("retention_policy", 1),
         ("training_example", 3),
-        ("vector_space", 2),
+        ("vector_space", 4),
         ("verification", 2),
     ];
     let mut every: Vec<&str> = casebook::transfer::kinds().collect();
@@ -149,6 +165,14 @@ async fn what_is_exported_and_imported_is_the_same() {
     assert!(active.len() == 1 && active[0].contains("\"m-2\""), "{active:?}");
     let released = there.lines().filter(|line| line.contains("releaseTime"));
     assert!(released.eq(there.lines().filter(|line| line.contains("\"h-1\""))), "{there}");
+    // Vectors and all: a search finds the same, as near as before, and digests are those of the same numbers.
+    let vectors: Vec<&str> = there.lines().filter(|line| line.contains("\"f32Le\"")).collect();
+    assert_eq!(vectors.len(), 1010);
+    for (space, target) in [("x", vec![0.5; 1536]), ("thin", vec![700.0, 1.0, 0.1])] {
+        let found = nearest(&world.as_tenant("from"), space, &target).await;
+        assert_eq!(found.len(), 10);
+        assert_eq!(nearest(&world.as_tenant("to"), space, &target).await, found);
+    }
     // What was made by whom is new.
     let made = lines(&second)[1]["resource"]["meta"]["createdBy"].clone();
     assert_eq!(made, "casebook-import");

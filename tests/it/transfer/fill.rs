@@ -5,6 +5,73 @@ use crate::help::{add, critic, labels, overrule, reference, rule};
 use crate::world::{As, create, decision, object};
 use casebook::pb;
 
+/// Embeddings of every form of storage, more than a page, and one that stays behind with its space.
+async fn fill_vectors(who: &As) {
+    let (mut spaces, mut vectors) = (who.spaces(), who.vectors());
+    for (id, metric, storage) in [
+        ("thin", pb::DistanceMetric::L2, pb::VectorStorage::Float16),
+        ("empty", pb::DistanceMetric::Dot, pb::VectorStorage::Float32),
+        ("gone", pb::DistanceMetric::Cosine, pb::VectorStorage::Float32),
+    ] {
+        ok!(spaces.create_vector_space(pb::CreateVectorSpaceRequest {
+            vector_space_id: id.into(),
+            vector_space: Some(pb::VectorSpace {
+                embedding_model: "small".into(),
+                dimensions: 3,
+                metric: metric.into(),
+                storage: storage.into(),
+                ..Default::default()
+            }),
+            options: None,
+        }));
+    }
+    let floats = |values: Vec<f32>| {
+        let list = pb::FloatList { values };
+        Some(pb::Vector { data: Some(pb::vector::Data::Floats(list)) })
+    };
+    let thin = |n: usize| pb::Embedding {
+        id: format!("e/{n}"),
+        vector: floats(vec![n as f32, 1.0, 0.1]),
+        ..Default::default()
+    };
+    let wide = |n: usize| pb::Embedding {
+        id: format!("w-{n}"),
+        subject: Some(reference(pb::ResourceKind::Chunk, &format!("e-{n}"), 0)),
+        decision_id: "d-1".into(),
+        owner_id: "u-1".into(),
+        vector: floats((0..1536).map(|k| ((n * 1536 + k) as f32).sin()).collect()),
+        context: "A loan that was refused.".into(),
+        tags: vec!["loan".into()],
+        similarity_threshold: Some(0.8),
+        source: Some(object(&[("field", "text")])),
+        metadata: Some(object(&[("page", "3")])),
+        ..Default::default()
+    };
+    let of = |space: &str, embeddings: Vec<pb::Embedding>| pb::BatchUpsertEmbeddingsRequest {
+        vector_space_id: space.into(),
+        embeddings,
+        options: None,
+    };
+    ok!(vectors.batch_upsert_embeddings(of("thin", (0..1000).map(thin).collect())));
+    ok!(vectors.batch_upsert_embeddings(of("x", (0..10).map(wide).collect())));
+    ok!(vectors.batch_upsert_embeddings(of("gone", vec![thin(1)])));
+    ok!(vectors.upsert_embedding(pb::UpsertEmbeddingRequest {
+        vector_space_id: "thin".into(),
+        embedding: Some(thin(2000)),
+        options: None,
+    }));
+    // Deleted embeddings stay behind, too.
+    ok!(vectors.delete_embedding(pb::DeleteEmbeddingRequest {
+        vector_space_id: "thin".into(),
+        embedding_id: "e/2000".into(),
+        ..Default::default()
+    }));
+    ok!(spaces.delete_vector_space(pb::DeleteVectorSpaceRequest {
+        vector_space_id: "gone".into(),
+        ..Default::default()
+    }));
+}
+
 /// Something of every noun that is transferred.
 pub async fn fill(who: &As) {
     let mut decisions = who.decisions();
@@ -116,6 +183,7 @@ pub async fn fill(who: &As) {
             options: None,
         }));
     }
+    fill_vectors(who).await;
     let mut retention = pb::retention_service_client::RetentionServiceClient::new(who.wire());
     for id in ["h-1", "h-2"] {
         ok!(retention.create_legal_hold(pb::CreateLegalHoldRequest {

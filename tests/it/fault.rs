@@ -4,6 +4,7 @@ mod cuts;
 mod limits;
 mod load;
 mod proxy;
+mod vectors;
 
 use crate::process::{PATIENCE, Postgres, Served, kill, long_tests};
 use crate::world::{through, url_of};

@@ -334,7 +334,8 @@ impl Parts {
                 options.on_conflict = pb::OnConflict::Replace.into();
             }
         }
-        let key = options.iter().map(|options| &options.request_id).find(|id| !id.is_empty());
+        let key = options.iter().filter(|options| !options.validate_only);
+        let key = key.map(|options| &options.request_id).find(|id| !id.is_empty());
         let again = key.filter(|_| !spaces.is_empty()).map(|_| request.clone());
         let read = |request: A, spaces| {
             let mut fields = Fields::new(caller, self.batch_max).with_spaces(spaces);

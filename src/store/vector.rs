@@ -87,7 +87,11 @@ impl Numbers {
 
 /// 4 bytes a value, little endian.
 pub fn f32_le(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    let mut bytes = Vec::with_capacity(4 * values.len());
+    for value in values {
+        bytes.extend_from_slice(&value.to_le_bytes());
+    }
+    bytes
 }
 
 /// The opposite of [`f32_le`]; `None` where a number is not whole.

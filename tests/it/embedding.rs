@@ -560,6 +560,17 @@ async fn a_repeated_call_outlives_the_name_of_its_space() {
         };
         fails!(client.batch_upsert_embeddings(other), InvalidArgument, "REQUEST_ID_REUSED");
     }
+    // A rehearsal is no repetition, whatever id it has.
+    space(&who, "live", 3, DistanceMetric::L2).await;
+    let rehearsal = pb::BatchUpsertEmbeddingsRequest {
+        options: Some(pb::WriteOptions { validate_only: true, ..request("write") }),
+        ..write
+    };
+    fails!(client.batch_upsert_embeddings(rehearsal), InvalidArgument, "DIMENSION_MISMATCH");
+    ok!(who.spaces().delete_vector_space(pb::DeleteVectorSpaceRequest {
+        vector_space_id: "live".into(),
+        ..Default::default()
+    }));
     let fresh =
         pb::DeleteEmbeddingRequest { options: Some(request("fresh")), ..delete("live", "a") };
     fails!(client.delete_embedding(fresh), NotFound, "NOT_FOUND");

@@ -154,6 +154,13 @@ async fn an_embedding_that_is_wrong_takes_its_record_along() {
         let status = who.precedents().create_precedent(create).await.expect_err("refused");
         assert!(matches!(status.code(), Code::NotFound | Code::AlreadyExists), "{status:?}");
     }
+    let many = (0..101).map(|n| with(n, "", [given(&format!("s-{n}"), "", &[1.0, 1.0])]));
+    let status = fails!(
+        who.documents().batch_create_chunks(chunks("doc", many)),
+        InvalidArgument,
+        "FIELD_INVALID"
+    );
+    assert!(status.message().contains("at most 100 spaces, and names 101"), "{status:?}");
     // An id that only fits its record.
     let long = "x".repeat(219);
     let of_long = chunks("doc", [with(0, &long, [given("s", "", &[1.0, 1.0])])]);

@@ -1,11 +1,11 @@
 //! SyncService: embeddings written and deleted on both sides at once, and the proof that the sides agree.
 
-use super::embedding::{Delete, Upsert};
-use super::wire::{self, Fields};
+use super::embedding::in_own_words;
+use super::wire::Fields;
 use super::{Answer, Api, open};
 use crate::pb;
 use crate::store::caller::Caller;
-use crate::store::embedding::WrittenEmbeddings;
+use crate::store::embedding::{DeleteEmbeddings, WrittenEmbeddings};
 use crate::store::projection::built_in::{BuiltIn, SyncEmbeddings};
 use crate::store::projection::resync::{Part, Resynced};
 use crate::store::projection::verify::{Difference, Extent, Fault, TOLD_MAX, Verified};
@@ -41,13 +41,8 @@ impl pb::sync_service_server::SyncService for Api {
         &self,
         request: Request<pb::SyncEmbeddingRequest>,
     ) -> Answer<pb::SyncEmbeddingResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::SyncEmbeddingRequest { vector_space_id, embedding, options } = request;
-        let embedding = embedding.ok_or_else(|| Error::invalid("embedding", "is required"))?;
-        let asked = Upsert { vector_space_id, options, digest, is_batch: false };
         let (WrittenEmbeddings { rows, .. }, receipt) =
-            self.upsert_as(caller, asked, vec![embedding], SyncEmbeddings).await?;
+            self.write(request).await.map_err(in_own_words)?;
         let embedding = Some(super::only(rows)?.into());
         Ok(Response::new(pb::SyncEmbeddingResponse { embedding, receipt }))
     }
@@ -56,12 +51,8 @@ impl pb::sync_service_server::SyncService for Api {
         &self,
         request: Request<pb::BatchSyncEmbeddingsRequest>,
     ) -> Answer<pb::BatchSyncEmbeddingsResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::BatchSyncEmbeddingsRequest { vector_space_id, embeddings, options } = request;
-        let asked = Upsert { vector_space_id, options, digest, is_batch: true };
         let (WrittenEmbeddings { rows, written }, receipt) =
-            self.upsert_as(caller, asked, embeddings, SyncEmbeddings).await?;
+            self.write(request).await.map_err(in_own_words)?;
         // As in BatchUpsertEmbeddings.
         let unchanged = receipt.as_ref().is_some_and(|receipt| receipt.unchanged);
         let written = if unchanged { 0 } else { written };
@@ -76,18 +67,7 @@ impl pb::sync_service_server::SyncService for Api {
         &self,
         request: Request<pb::DeleteFromBothRequest>,
     ) -> Answer<pb::DeleteFromBothResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::DeleteFromBothRequest {
-            vector_space_id,
-            embedding_id,
-            etag,
-            allow_missing,
-            options,
-        } = request;
-        let asked = Delete { vector_space_id, options, digest, allow_missing };
-        let ids = (vec![embedding_id], Some(etag));
-        let (gone, receipt) = self.delete_embeddings(caller, asked, ids).await?;
+        let (gone, receipt) = self.write(request).await.map_err(in_own_words)?;
         Ok(Response::new(pb::DeleteFromBothResponse { deleted: !gone.is_empty(), receipt }))
     }
 
@@ -95,16 +75,7 @@ impl pb::sync_service_server::SyncService for Api {
         &self,
         request: Request<pb::BatchDeleteFromBothRequest>,
     ) -> Answer<pb::BatchDeleteFromBothResponse> {
-        let (caller, request) = open(request)?;
-        let digest = wire::digest(&request, request.options.as_ref());
-        let pb::BatchDeleteFromBothRequest {
-            vector_space_id,
-            embedding_ids,
-            allow_missing,
-            options,
-        } = request;
-        let asked = Delete { vector_space_id, options, digest, allow_missing };
-        let (gone, receipt) = self.delete_embeddings(caller, asked, (embedding_ids, None)).await?;
+        let (gone, receipt) = self.write(request).await.map_err(in_own_words)?;
         let deleted_count = i32::try_from(gone.len()).map_err(Error::internal)?;
         Ok(Response::new(pb::BatchDeleteFromBothResponse { deleted_count, receipt }))
     }
@@ -230,6 +201,34 @@ impl pb::sync_service_server::SyncService for Api {
         }))
     }
 }
+
+// Each is the request of VectorService that it is called after, and is read like it.
+crate::requests!(@ask SyncEmbeddingRequest -> SyncEmbeddings,
+|fields, on_conflict, vector_space_id, embedding| {
+    let request = pb::UpsertEmbeddingRequest { vector_space_id, embedding, options: None };
+    SyncEmbeddings(request.read(fields, on_conflict))
+}, spaces |request, names| { names.insert(&request.vector_space_id); }, replaces true);
+
+crate::requests!(@ask BatchSyncEmbeddingsRequest -> SyncEmbeddings,
+|fields, on_conflict, vector_space_id, embeddings| {
+    let request = pb::BatchUpsertEmbeddingsRequest { vector_space_id, embeddings, options: None };
+    SyncEmbeddings(request.read(fields, on_conflict))
+}, spaces |request, names| { names.insert(&request.vector_space_id); }, replaces true);
+
+crate::requests!(@ask DeleteFromBothRequest -> DeleteEmbeddings,
+|fields, on_conflict, vector_space_id, embedding_id, etag, allow_missing| {
+    let options = None;
+    let request = pb::DeleteEmbeddingRequest { vector_space_id, embedding_id, etag, allow_missing, options };
+    request.read(fields, on_conflict)
+}, spaces |request, names| { names.insert(&request.vector_space_id); });
+
+crate::requests!(@ask BatchDeleteFromBothRequest -> DeleteEmbeddings,
+|fields, on_conflict, vector_space_id, embedding_ids, allow_missing| {
+    let options = None;
+    let request =
+        pb::BatchDeleteEmbeddingsRequest { vector_space_id, embedding_ids, allow_missing, options };
+    request.read(fields, on_conflict)
+}, spaces |request, names| { names.insert(&request.vector_space_id); });
 
 /// A number from 1 to `max`, where 0 stands for another.
 fn within(fields: &mut Fields, field: &str, value: i32, default: i32, max: i32) -> i32 {

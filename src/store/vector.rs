@@ -80,6 +80,11 @@ impl Numbers {
         Self { values, digest, is_half: false, space_uid: Uuid::nil() }
     }
 
+    /// Whether the space's storage is FLOAT16.
+    pub(super) fn is_half(&self) -> bool {
+        self.is_half
+    }
+
     pub fn values(&self) -> &[f32] {
         &self.values
     }

@@ -7,7 +7,7 @@ use crate::store::embedding::{Embedding, WriteEmbeddings, WrittenEmbeddings};
 use crate::store::log::{LogRow, hex};
 use crate::store::noun::Noun;
 use crate::store::snapshot::Snapshot;
-use crate::store::vector::{f32_le, keep};
+use crate::store::vector::{Numbers, f32_le, keep};
 use crate::store::vector_space::{FLOAT16, VectorSpace};
 use crate::store::write::{Applied, Change, Outcome, RowKey, Tx};
 use crate::{Error, Reason, Result, queries, row};
@@ -151,14 +151,16 @@ pub struct SyncEmbeddings(pub WriteEmbeddings);
 impl SyncEmbeddings {
     /// Fails where what stands for a vector has other numbers: it cannot be overwritten, because rows never change.
     async fn restore(&self, tx: &Tx<'_>, written: &WrittenEmbeddings) -> Result<Option<Error>> {
-        let Self(WriteEmbeddings { space_uid, is_half, vectors, .. }) = self;
-        let lost = lost(tx, *is_half, &written.rows).await?;
+        let Self(WriteEmbeddings { vectors, .. }) = self;
+        // They are of one space.
+        let is_half = vectors.first().is_some_and(Numbers::is_half);
+        let lost = lost(tx, is_half, &written.rows).await?;
         let pairs = written.rows.iter().map(|row| row.meta.uid).zip(vectors);
         let all: Vec<_> = pairs.filter(|(uid, _)| lost.contains(uid)).collect();
-        keep(tx, *space_uid, *is_half, &all).await?;
+        keep(tx, &all).await?;
         let damaged = match all.is_empty() {
             true => lost,
-            false => self::lost(tx, *is_half, &written.rows).await?,
+            false => self::lost(tx, is_half, &written.rows).await?,
         };
         let is_held = |row: &&Embedding| !damaged.contains(&row.meta.uid);
         Ok(written.rows.iter().find(|row| !is_held(row)).map(|row| Error::Refused {

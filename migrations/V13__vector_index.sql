@@ -292,6 +292,9 @@ BEGIN
 END
 $$;
 
+-- OFFSET 0, here and below, makes looking an embedding up a probe of the primary key: where statistics lag behind, another
+-- index seems as good, and is gone through for each.
+--
 -- Puts vectors that are listed into their index, at most `most`; says how many left the list, NULL if another server is
 -- at it.
 CREATE FUNCTION wall.seal_vectors(uid uuid, most integer) RETURNS bigint
@@ -317,8 +320,8 @@ BEGIN
     'taken AS (DELETE FROM casebook.embedding_delta AS u USING next AS n WHERE u.ctid = n.place RETURNING 1), '
     'put AS (INSERT INTO casebook.%1$I (embedding_uid, digest, slice, code) '
     'SELECT x.embedding_uid, x.digest, (''x'' || pg_catalog.left(x.digest, 4))::bit(16)::integer, %3$s FROM next AS x '
-    'JOIN casebook.embedding AS d ON d.tenant_id = $1 AND d.uid = x.embedding_uid AND d.vector_digest = x.digest '
-    'AND d.delete_time IS NULL ON CONFLICT DO NOTHING) '
+    'CROSS JOIN LATERAL (SELECT * FROM casebook.embedding AS e WHERE e.tenant_id = $1 AND e.uid = x.embedding_uid OFFSET 0) AS d '
+    'WHERE d.vector_digest = x.digest AND d.delete_time IS NULL ON CONFLICT DO NOTHING) '
     'SELECT pg_catalog.count(*) FROM taken',
     'sealed_' || i.number,
     CASE WHEN i.codes = 2 AND s.storage = 1 THEN 'public.vector_norm(x.vector) <= 65504' ELSE 'true' END,
@@ -346,8 +349,9 @@ BEGIN
   END IF;
   -- An embedding may come to count again while this looks; whoever makes it so lists it again.
   EXECUTE pg_catalog.format(
-    'DELETE FROM casebook.%I AS c WHERE c.slice %% $1 = $2 AND NOT EXISTS (SELECT FROM casebook.embedding AS d '
-    'WHERE d.tenant_id = $3 AND d.uid = c.embedding_uid AND d.vector_digest = c.digest AND d.delete_time IS NULL)',
+    'DELETE FROM casebook.%I AS c WHERE c.slice %% $1 = $2 AND NOT EXISTS ('
+    'SELECT FROM (SELECT * FROM casebook.embedding AS e WHERE e.tenant_id = $3 AND e.uid = c.embedding_uid OFFSET 0) AS d '
+    'WHERE d.vector_digest = c.digest AND d.delete_time IS NULL)',
     'sealed_' || i.number)
   USING parts, part, tenant;
   GET DIAGNOSTICS swept = ROW_COUNT;

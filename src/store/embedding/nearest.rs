@@ -123,7 +123,9 @@ impl Nearest {
     }
 
     /// By an index: so many candidates that it names, and all that it does not have yet, ordered by their vectors. What
-    /// an index names counts only while its embedding has that vector, which is what the joins see to.
+    /// an index names counts only while its embedding has that vector, which is what the joins see to. OFFSET 0 makes each
+    /// of them a probe of the primary key, before any filter: where statistics lag behind, PostgreSQL would rather go
+    /// through all embeddings of the space for each candidate.
     fn by(&self, index: &Index, candidates: i64) -> Asked {
         let Metric { operator, column, sql_type } = Metric::of(&self.space);
         let (compare, code_type) = index.comparison(&self.space);
@@ -143,24 +145,24 @@ impl Nearest {
         let columns = Self::columns();
         let sql = format!(
             "WITH sealed AS MATERIALIZED (
-SELECT d.uid, d.vector_digest AS digest FROM {table} AS s
-JOIN embedding AS d ON d.uid = s.embedding_uid AND d.vector_digest = s.digest
-WHERE {conditions}
+SELECT s.embedding_uid AS uid, s.digest FROM {table} AS s
+CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = s.embedding_uid OFFSET 0) AS d
+WHERE d.vector_digest = s.digest AND {conditions}
 ORDER BY s.code {compare} {code}
 LIMIT {most}
 ), fresh AS MATERIALIZED (
-SELECT d.uid, d.vector_digest AS digest FROM embedding_delta AS u
-JOIN embedding AS d ON d.uid = u.embedding_uid AND d.vector_digest = u.digest
-WHERE u.index_uid = {uid} AND {conditions}
+SELECT u.embedding_uid AS uid, u.digest FROM embedding_delta AS u
+CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = u.embedding_uid OFFSET 0) AS d
+WHERE u.index_uid = {uid} AND d.vector_digest = u.digest AND {conditions}
 ), near AS MATERIALIZED (
-SELECT x.embedding_uid AS uid, x.{column} {operator} {target}::{sql_type} AS distance
-FROM (SELECT * FROM sealed UNION SELECT * FROM fresh) AS c
-JOIN embedding_vector AS x ON x.embedding_uid = c.uid AND x.digest = c.digest
-ORDER BY distance, x.embedding_uid
+SELECT c.uid, v.distance FROM (SELECT * FROM sealed UNION SELECT * FROM fresh) AS c
+CROSS JOIN LATERAL (SELECT x.{column} {operator} {target}::{sql_type} AS distance FROM embedding_vector AS x
+  WHERE x.embedding_uid = c.uid AND x.digest = c.digest OFFSET 0) AS v
+ORDER BY v.distance, c.uid
 LIMIT {limit}
 )
 SELECT {columns}, near.distance, (SELECT count(*) FROM sealed) AS candidates
-FROM near JOIN embedding AS d ON d.uid = near.uid
+FROM near CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = near.uid OFFSET 0) AS d
 ORDER BY near.distance, d.uid",
             table = index.table(),
         );
@@ -174,9 +176,9 @@ ORDER BY near.distance, d.uid",
         let slices = params.push(plan::sample_slices(index.rows));
         let table = index.table();
         let sql = format!(
-            "SELECT count(*) AS seen, count(d.uid) AS matching FROM {table} AS s
-LEFT JOIN embedding AS d ON d.uid = s.embedding_uid AND d.vector_digest = s.digest
-  AND {conditions}
+            "SELECT count(*) AS seen, count(*) FILTER (WHERE d.vector_digest = s.digest
+  AND {conditions}) AS matching FROM {table} AS s
+LEFT JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = s.embedding_uid OFFSET 0) AS d ON true
 WHERE s.slice < 4096 AND s.slice < {slices}"
         );
         (sql, params)
@@ -184,7 +186,9 @@ WHERE s.slice < 4096 AND s.slice < {slices}"
 
     /// How many candidates are looked at, where the caller does not say.
     fn candidates(&self, index: &Index) -> i64 {
-        self.how.candidates.unwrap_or_else(|| plan::candidates(index.codes, self.top_k))
+        self.how
+            .candidates
+            .unwrap_or_else(|| plan::candidates(index.codes, self.top_k, self.is_filtered))
     }
 
     /// What an indexed search found, or `None` where it found less than there may be and should be made exactly.

@@ -137,8 +137,8 @@ impl Store {
             // From a place on, and then from the beginning.
             let sql = format!(
                 "SELECT s.embedding_uid AS uid, s.digest FROM {} AS s \
-                 JOIN embedding AS d ON d.uid = s.embedding_uid AND d.vector_digest = s.digest AND d.delete_time IS NULL \
-                 WHERE s.slice < 4096 ORDER BY s.slice < {from}, s.slice, s.embedding_uid LIMIT {limit}",
+                 CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = s.embedding_uid OFFSET 0) AS d \
+                 WHERE s.slice < 4096 AND d.vector_digest = s.digest AND d.delete_time IS NULL ORDER BY s.slice < {from}, s.slice, s.embedding_uid LIMIT {limit}",
                 index.table()
             );
             let look = Look { sql, params, common: false, since: None, settings: Vec::new() };
@@ -162,8 +162,9 @@ impl Store {
         let mut params = Params::default();
         let slices = params.push(sample_slices(index.rows));
         let sql = format!(
-            "SELECT count(*) AS seen, count(d.uid) AS live FROM {} AS s \
-             LEFT JOIN embedding AS d ON d.uid = s.embedding_uid AND d.vector_digest = s.digest AND d.delete_time IS NULL \
+            "SELECT count(*) AS seen, \
+             count(*) FILTER (WHERE d.vector_digest = s.digest AND d.delete_time IS NULL) AS live FROM {} AS s \
+             LEFT JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = s.embedding_uid OFFSET 0) AS d ON true \
              WHERE s.slice < 4096 AND s.slice < {slices}",
             index.table()
         );

@@ -1,5 +1,5 @@
-//! Embeddings that stream in while servers are killed and PostgreSQL crashes: what was answered is found, and nothing is
-//! there twice.
+//! Embeddings that stream in while servers are killed and PostgreSQL crashes, in the middle of building an index and of
+//! putting vectors into it: what was answered is found, and nothing is there twice.
 
 use super::{a_moment, log_is_gap_free, serve_on, superuser};
 use crate::feed::{Feed, messages};
@@ -198,7 +198,8 @@ impl Writers {
         let acknowledged = self.acknowledged.lock().unwrap().clone();
         assert_eq!(acknowledged.len(), sent.iter().sum::<usize>());
         assert!(acknowledged.len() > 100, "only {} messages", acknowledged.len());
-        // Each search looks at all there is, so some stand for the rest, whose rows and vectors are counted below.
+        is_indexed(who).await;
+        // A search takes its time, so some stand for the rest, whose rows and vectors are counted below.
         for (writer, n) in acknowledged.iter().step_by(acknowledged.len().div_ceil(SEARCHED)) {
             find(who, *writer, *n).await;
         }
@@ -228,6 +229,16 @@ impl Writers {
                 assert_eq!(version, *count as i64, "each message has replaced it once");
             }
         }
+        let number = "SELECT number FROM casebook.vector_index";
+        let number: i64 = database.query_one(number, &[]).await.expect("one index").get(0);
+        let coded = format!(
+            "SELECT count(*) FROM casebook.embedding AS d JOIN casebook.sealed_{number} AS c \
+             ON c.embedding_uid = d.uid AND c.digest = d.vector_digest"
+        );
+        assert_eq!(database.query_one(&coded, &[]).await.unwrap().get::<_, i64>(0), all);
+        let tables =
+            "SELECT count(*) FROM pg_class WHERE relname ~ '^sealed_[0-9]+$' AND relkind = 'r'";
+        assert_eq!(database.query_one(tables, &[]).await.unwrap().get::<_, i64>(0), 1);
         let bare = "SELECT count(*) FROM casebook.embedding AS d LEFT JOIN casebook.embedding_vector AS v \
                     ON v.embedding_uid = d.uid AND v.digest = d.vector_digest WHERE v.digest IS NULL";
         assert_eq!(database.query_one(bare, &[]).await.unwrap().get::<_, i64>(0), 0);
@@ -343,6 +354,49 @@ async fn find(who: &As, writer: usize, n: usize) {
     }
 }
 
+/// Has an index built, anew where there is one, which takes a while.
+async fn build(who: &As) {
+    let mut spaces = who.spaces();
+    let begun = spaces.build_vector_index(pb::BuildVectorIndexRequest {
+        vector_space_id: "s".into(),
+        index: Some(pb::VectorIndex {
+            codes: pb::vector_index::Codes::Float32.into(),
+            m: 48,
+            ef_construction: 300,
+            ..Default::default()
+        }),
+        options: None,
+    });
+    if let Err(status) = begun.await
+        && reason(&status) != "OPERATION_ACTIVE"
+    {
+        believe(&status);
+    }
+}
+
+/// Waits until nobody works at the index and it has all there is.
+async fn is_indexed(who: &As) {
+    use pb::get_vector_space_stats_response::index_state::State;
+    let began = Instant::now();
+    loop {
+        let request = pb::GetVectorSpaceStatsRequest { vector_space_id: "s".into() };
+        let stats = ok!(who.spaces().get_vector_space_stats(request));
+        let active = pb::ListOperationsRequest {
+            r#where: expression("state = \"PENDING\" OR state = \"RUNNING\""),
+            ..Default::default()
+        };
+        let active = ok!(who.operations().list_operations(active)).operations;
+        if let [index] = stats.indexes.as_slice()
+            && (index.state(), index.unsealed_count) == (State::Ready, 0)
+            && active.is_empty()
+        {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{stats:?} {active:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn prepare(who: &As) {
     ok!(who.spaces().create_vector_space(pb::CreateVectorSpaceRequest {
         vector_space_id: "s".into(),
@@ -369,7 +423,8 @@ async fn a_killed_server_loses_no_embedding_and_repeats_none() {
     let writers = Writers::start(&server_is_at);
     for _ in 0..if long_tests() { 40 } else { 4 } {
         writers.progress(20).await;
-        a_moment(1, 300).await;
+        build(&through(here.borrow().clone())).await;
+        a_moment(1, 600).await;
         server.kill();
         server = serve_on(&postgres);
         let channel = server.connect().await;
@@ -378,6 +433,7 @@ async fn a_killed_server_loses_no_embedding_and_repeats_none() {
     }
     writers.progress(20).await;
     let who = through(here.borrow().clone());
+    build(&who).await;
     writers.settle(&postgres, &who).await;
     server.kill();
     postgres.stop().await;
@@ -394,11 +450,13 @@ async fn a_crashed_postgresql_loses_no_embedding_and_repeats_none() {
     let writers = Writers::start(&server_is_at);
     for _ in 0..if long_tests() { 40 } else { 4 } {
         writers.progress(20).await;
-        a_moment(1, 300).await;
+        build(&who).await;
+        a_moment(1, 600).await;
         kill(postgres.postmaster().await, "QUIT");
         writers.progress(20).await;
         writers.find_latest(&who).await;
     }
+    build(&who).await;
     writers.settle(&postgres, &who).await;
     assert!(!server.log().contains("panicked"), "{}", server.log());
     server.kill();

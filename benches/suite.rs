@@ -14,6 +14,8 @@ mod echo;
 mod load;
 #[path = "suite/measure.rs"]
 mod measure;
+#[path = "suite/nearest.rs"]
+mod nearest;
 #[path = "suite/payload.rs"]
 mod payload;
 #[path = "suite/process.rs"]

@@ -2,7 +2,7 @@
 
 use crate::load::{FIRST_NEW_ID, LAST_NEW_ID, MEASURING, OVER};
 use crate::stats::Random;
-use crate::{Context, Result, payload};
+use crate::{Context, Result, nearest, payload};
 use bytes::{BufMut, Bytes, BytesMut};
 use casebook::pb;
 use futures_util::{SinkExt as _, TryStreamExt as _};
@@ -46,11 +46,15 @@ fn new_id(random: &mut Random) -> String {
 /// The microseconds that each message of one stream took whose answer came in the measured time.
 pub async fn ingest_until_over(
     channel: Channel,
-    rows: usize,
+    (rows, is_embedded): (usize, bool),
     mut random: Random,
     phase: Arc<AtomicU8>,
 ) -> Result<Vec<u32>> {
-    let texts: Vec<pb::Chunk> = (0..TEXTS).map(payload::chunk).collect();
+    let text = |n| pb::Chunk {
+        embeddings: if is_embedded { nearest::embeddings(n) } else { Vec::new() },
+        ..payload::chunk(n)
+    };
+    let texts: Vec<pb::Chunk> = (0..TEXTS).map(text).collect();
     let mut documents = pb::document_service_client::DocumentServiceClient::new(channel.clone());
     let mut chunks = pb::document_service_client::DocumentServiceClient::new(channel);
     let (messages, stream) = mpsc::channel(WINDOW);

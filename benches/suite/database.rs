@@ -256,6 +256,35 @@ impl Database {
         self.copy("decision", &["id", "uid"], &format!("id = '{FIRST_ID}'"), rows).await
     }
 
+    /// The table that chunks are copied into with their vectors, and what to copy.
+    pub async fn copy_embedded_chunks(&self, rows: u64) -> Result<Copy> {
+        self.client
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS raw.embedded_chunk (LIKE casebook.chunk INCLUDING CONSTRAINTS \
+                 INCLUDING INDEXES INCLUDING GENERATED, embedding public.vector(1536), \
+                 FOREIGN KEY (tenant_id, document_uid) REFERENCES casebook.document (tenant_id, uid)); \
+                 ALTER TABLE raw.embedded_chunk ALTER COLUMN embedding SET STORAGE EXTERNAL",
+            )
+            .await?;
+        let made = ["id", "uid", "chunk_index"];
+        let columns = self.columns("chunk").await?;
+        let others = columns.iter().map(|(name, _)| name.as_str()).filter(|n| !made.contains(n));
+        let columns: Vec<&str> = made.iter().copied().chain(others).collect();
+        let of_chunk: Vec<String> = columns.iter().map(|name| format!("c.{name}")).collect();
+        Ok(Copy {
+            conninfo: self.owner_url(),
+            from: format!(
+                "SELECT {}, x.vector FROM casebook.chunk AS c JOIN casebook.embedding AS e \
+                 ON e.of_kind = 'chunk' AND e.of_id = c.id JOIN casebook.embedding_vector AS x \
+                 ON x.embedding_uid = e.uid WHERE c.document_id = 'embedded'",
+                of_chunk.join(", ")
+            ),
+            into: format!("raw.embedded_chunk ({}, embedding)", columns.join(", ")),
+            has_index: true,
+            rows,
+        })
+    }
+
     pub async fn copy_chunks(&self, rows: u64) -> Result<Copy> {
         let made = ["id", "uid", "chunk_index"];
         self.copy("chunk", &made, "document_id = 'copied'", rows).await

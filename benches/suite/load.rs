@@ -2,7 +2,7 @@
 
 use crate::process::{Watched, machine_cpu_us};
 use crate::stats::{Random, quantile};
-use crate::{Context, Result, bulk, search};
+use crate::{Context, Result, bulk, nearest, search};
 use bytes::{BufMut, Bytes, BytesMut};
 use casebook::pb;
 use casebook::transfer::encoded::Encoded;
@@ -48,8 +48,8 @@ pub enum Call {
     Insert { conninfo: String, sql: String, parameters: Vec<String> },
     /// BatchCreateDecisions of the same payload under new random ids.
     Batch { address: String, rows: u64 },
-    /// IngestChunks, a stream for each caller, messages of so many chunks.
-    Ingest { address: String, rows: u64 },
+    /// IngestChunks, a stream for each caller, messages of so many chunks, each with an embedding or without.
+    Ingest { address: String, rows: u64, is_embedded: bool },
     /// COPY, one connection for each caller.
     Copy(bulk::Copy),
     /// The same message again and again.
@@ -58,6 +58,10 @@ pub enum Call {
     Search { address: String },
     /// What Casebook says to PostgreSQL for such a search, in one round trip, one connection for each caller.
     RawSearch { conninfo: String },
+    /// SearchVectors, through an index.
+    Nearest { address: String },
+    /// What Casebook says to PostgreSQL for such a search, in one round trip, one connection for each caller.
+    RawNearest { conninfo: String },
 }
 
 impl Call {
@@ -256,18 +260,39 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 callers.spawn(caller.call_until_over(Arc::clone(&phase)));
             }
         }
+        Call::Nearest { address } => {
+            let channel = connect(address, 1).await?.remove(0);
+            for n in 0..plan.in_flight {
+                let mut random = random(n)?;
+                let bodies = nearest::requests(&mut random).into_iter();
+                let bodies: Vec<Bytes> = bodies.map(|one| one.encode_to_vec().into()).collect();
+                let caller = Caller {
+                    grpc: Grpc::new(channel.clone()),
+                    path: PathAndQuery::from_static("/casebook.v1.VectorService/SearchVectors"),
+                    tenant: None,
+                    body: move || bodies[random.below(bodies.len() as u64) as usize].clone(),
+                };
+                callers.spawn(caller.call_until_over(Arc::clone(&phase)));
+            }
+        }
+        Call::RawNearest { conninfo } => {
+            for n in 0..plan.in_flight {
+                let search = nearest::until_over(conninfo.clone(), random(n)?, Arc::clone(&phase));
+                callers.spawn(search);
+            }
+        }
         Call::RawSearch { conninfo } => {
             for n in 0..plan.in_flight {
                 let search = search::until_over(conninfo.clone(), random(n)?, Arc::clone(&phase));
                 callers.spawn(search);
             }
         }
-        Call::Ingest { address, rows } => {
+        Call::Ingest { address, rows, is_embedded } => {
             let channel = connect(address, 1).await?.remove(0);
             for n in 0..plan.in_flight {
-                let (channel, rows) = (channel.clone(), *rows as usize);
+                let (channel, message) = (channel.clone(), (*rows as usize, *is_embedded));
                 let phase = Arc::clone(&phase);
-                callers.spawn(bulk::ingest_until_over(channel, rows, random(n)?, phase));
+                callers.spawn(bulk::ingest_until_over(channel, message, random(n)?, phase));
             }
         }
         Call::Copy(copy) => {

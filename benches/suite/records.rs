@@ -8,7 +8,7 @@ use crate::process::Watched;
 use crate::scenarios::Case;
 use crate::sides::{Running, Script, python};
 use crate::stats::{Estimate, Verdict, Wanted};
-use crate::{Context, Result};
+use crate::{Context, Result, nearest};
 use casebook::pb;
 use prost::Message;
 use std::path::Path;
@@ -22,6 +22,8 @@ const DOCUMENTS: u64 = 100_000;
 const BATCH: u64 = 1000;
 pub const BATCHERS: usize = 4;
 const SEARCHERS: usize = 4;
+/// Chunks of a message with their embeddings: 1.7 MB.
+const EMBEDDED_BATCH: u64 = 250;
 
 /// The database that has grown, with a server of its own.
 pub struct Grown {
@@ -145,6 +147,80 @@ impl Case<'_> {
             .await
     }
 
+    /// Through an index, against the same SQL.
+    pub async fn search_vectors(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        bench.progress.set_message("embeddings and their index");
+        nearest::fill(&self.server.address).await?;
+        self.database.vacuum(&self.database.owner_url()).await?;
+        let raw = Side::Client {
+            call: Call::RawNearest { conninfo: self.database.service_url() },
+            in_flight: SEARCHERS,
+            watched: vec![self.database.watched()],
+        };
+        let ours = Call::Nearest { address: self.server.address.clone() };
+        let (count, dimensions) = (nearest::EMBEDDINGS, nearest::DIMENSIONS);
+        bench
+            .compare(Scenario {
+                name: "search-vectors",
+                title: "SearchVectors through an index against the same SQL",
+                figure: Figure::Throughput,
+                wanted: Wanted::AtLeast,
+                target: 0.85,
+                ours: (
+                    format!(
+                        "unary SearchVectors of {count} embeddings of {dimensions} dimensions, HNSW over BINARY codes, \
+                         the nearest 10, {SEARCHERS} in flight"
+                    ),
+                    self.client(self.server, ours, SEARCHERS),
+                ),
+                theirs: (
+                    format!(
+                        "{SEARCHERS} tokio-postgres clients: what Casebook says to PostgreSQL for one search, in one \
+                         round trip: BEGIN, the tenant, the settings, the search (prepared, planned for each), COMMIT"
+                    ),
+                    raw,
+                ),
+            })
+            .await
+    }
+
+    /// Chunks with their embeddings, into a space with an index.
+    pub async fn embedded_ingest(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        bench.progress.set_message("chunks with embeddings and their index");
+        nearest::fill_chunks(&self.server.address, crate::bulk::TEXTS).await?;
+        let copy = self.database.copy_embedded_chunks(EMBEDDED_BATCH).await?;
+        let ours = Call::Ingest {
+            address: self.server.address.clone(),
+            rows: EMBEDDED_BATCH,
+            is_embedded: true,
+        };
+        bench
+            .compare(Scenario {
+                name: "embedded-ingest",
+                title: "IngestChunks with embeddings and an index against COPY without",
+                figure: Figure::Throughput,
+                wanted: Wanted::AtLeast,
+                target: 0.7,
+                ours: (
+                    format!(
+                        "one stream of messages of {EMBEDDED_BATCH} chunks of 120 words, each with metadata and an \
+                         embedding of {} dimensions, logged with leaf and digest, into a space with an index that keeps \
+                         up meanwhile",
+                        nearest::DIMENSIONS
+                    ),
+                    self.client(self.server, ours, 1),
+                ),
+                theirs: (
+                    format!(
+                        "one session that copies as many such rows in COPY BINARY, each batch a transaction, into a table \
+                         with the columns, checks and indexes of casebook.chunk and the vector, without index on it"
+                    ),
+                    self.copy(copy, 1),
+                ),
+            })
+            .await
+    }
+
     fn copy(&self, copy: Copy, in_flight: usize) -> Side {
         Side::Client { call: Call::Copy(copy), in_flight, watched: vec![self.database.watched()] }
     }
@@ -208,7 +284,8 @@ impl Case<'_> {
     }
 
     fn ingests(&self, callers: usize) -> Side {
-        let call = Call::Ingest { address: self.server.address.clone(), rows: BATCH };
+        let call =
+            Call::Ingest { is_embedded: false, address: self.server.address.clone(), rows: BATCH };
         self.client(self.server, call, callers)
     }
 

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// In the order in which they are run: reads before the tables grow.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 20] = [
     "get",
     "get-walled",
     "echo",
@@ -29,12 +29,14 @@ pub const NAMES: [&str; 18] = [
     "list-deep",
     "get-grown",
     "search-text",
+    "search-vectors",
     "batch-create",
     "batch-create-busy",
     "chunk-ingest",
     "chunk-ingest-busy",
     "chunk-python",
     "chunk-rate",
+    "embedded-ingest",
 ];
 
 const IN_FLIGHT: usize = 64;
@@ -110,6 +112,8 @@ async fn measure(
                 }
             }
             "search-text" => case.search(&bench).await?,
+            "search-vectors" => case.search_vectors(&bench).await?,
+            "embedded-ingest" => case.embedded_ingest(&bench).await?,
             "batch-create" => case.batch_create(&bench, 1).await?,
             "batch-create-busy" => case.batch_create(&bench, BATCHERS).await?,
             "chunk-ingest" => case.chunk_ingest(&bench, 1).await?,

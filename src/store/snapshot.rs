@@ -33,7 +33,7 @@ queries! { "snapshot" {
 } }
 
 /// A setting of PostgreSQL, and its value.
-pub(super) type Setting = (&'static str, String);
+pub type Setting = (&'static str, String);
 
 fn settings_params(settings: &[Setting]) -> (Vec<String>, Vec<String>) {
     settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).unzip()

@@ -190,6 +190,8 @@ impl Index {
 #[derive(Clone, Default)]
 pub struct Catalog(Arc<RwLock<Ready>>);
 
+const PREPARED_MAX: usize = 64;
+
 type Ready = HashMap<Uuid, Arc<Index>>;
 
 impl Catalog {
@@ -197,6 +199,11 @@ impl Catalog {
     pub fn of(&self, space: &VectorSpace) -> Option<Arc<Index>> {
         let ready = self.0.read().unwrap_or_else(PoisonError::into_inner);
         ready.get(&space.meta.uid).map(Arc::clone)
+    }
+
+    /// Whether a statement for each may stay prepared on every connection.
+    pub fn are_few(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).len() <= PREPARED_MAX
     }
 
     fn set(&self, all: &[Index]) {

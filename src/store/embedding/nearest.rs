@@ -72,10 +72,10 @@ pub struct Found {
 }
 
 /// A statement with the settings that it is planned and run under.
-struct Asked {
-    sql: String,
-    params: Params,
-    settings: Vec<Setting>,
+pub struct Asked {
+    pub sql: String,
+    pub params: Params,
+    pub settings: Vec<Setting>,
 }
 
 impl Nearest {
@@ -126,7 +126,7 @@ impl Nearest {
     /// an index names counts only while its embedding has that vector, which is what the joins see to. OFFSET 0 makes each
     /// of them a probe of the primary key, before any filter: where statistics lag behind, PostgreSQL would rather go
     /// through all embeddings of the space for each candidate.
-    fn by(&self, index: &Index, candidates: i64) -> Asked {
+    pub fn by(&self, index: &Index, candidates: i64) -> Asked {
         let Metric { operator, column, sql_type } = Metric::of(&self.space);
         let (compare, code_type) = index.comparison(&self.space);
         let mut params = Params::default();
@@ -185,7 +185,7 @@ WHERE s.slice < 4096 AND s.slice < {slices}"
     }
 
     /// How many candidates are looked at, where the caller does not say.
-    fn candidates(&self, index: &Index) -> i64 {
+    pub fn candidates(&self, index: &Index) -> i64 {
         self.how
             .candidates
             .unwrap_or_else(|| plan::candidates(index.codes, self.top_k, self.is_filtered))
@@ -305,7 +305,9 @@ impl Store {
     async fn nearest_now(&self, caller: &Caller, search: &Nearest) -> Result<(Found, i64)> {
         if let Some(index) = self.route(caller, search).await? {
             let candidates = search.candidates(&index);
-            match self.look(caller, search.by(&index, candidates)).await {
+            // Its text depends on the index only, of which there are few as a rule.
+            let common = !search.is_filtered && search.but.is_none() && self.indexes.are_few();
+            match self.look(caller, search.by(&index, candidates), common).await {
                 Ok(Glance { rows, head, .. }) => {
                     if let Some(found) = search.judge(&index, candidates, &rows)? {
                         return Ok((found, head));
@@ -318,13 +320,13 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let Glance { rows, head, .. } = self.look(caller, search.exactly(None)).await?;
+        let Glance { rows, head, .. } = self.look(caller, search.exactly(None), false).await?;
         Ok((Found { near: read_near(&rows)?, ..Found::default() }, head))
     }
 
-    async fn look(&self, caller: &Caller, asked: Asked) -> Result<Glance> {
+    async fn look(&self, caller: &Caller, asked: Asked, common: bool) -> Result<Glance> {
         let Asked { sql, params, settings } = asked;
-        let look = Look { sql, params, common: false, since: None, settings };
+        let look = Look { sql, params, common, since: None, settings };
         self.glance(caller, SEARCH, look).await
     }
 

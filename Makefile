@@ -1,6 +1,6 @@
 # Needs Rust, Python 3 with pip, and make. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint deny proto bench demo postgres tools
+.PHONY: help run test check fmt lint deny proto bench bench-vectors bench-1m corpus demo postgres tools
 
 # dev is quick to build; release serves faster and takes minutes to build.
 PROFILE ?= dev
@@ -10,7 +10,7 @@ CARGO ?= cargo
 BUF := .tools/bin/buf
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: postgres ## Build and serve on 127.0.0.1:50051 with an embedded PostgreSQL (PROFILE=release: faster, slow to build)
 	$(CARGO) build --locked --profile $(PROFILE) --bin casebook
@@ -55,6 +55,19 @@ deny: ## Check licenses, sources and advisories of dependencies, if cargo-deny i
 
 bench: postgres ## Measure against pgbench, echo and a Python server; writes benches/RESULTS.md
 	$(CARGO) bench --locked --bench suite -- $(ARGS)
+
+# Where bench-1m keeps its database, so that it goes on where it was interrupted; 15 GB.
+BENCH_DIR ?= target/bench-1m
+CORPUS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/casebook/corpus-minilm-0.1.0
+
+corpus: ## Make 20,000 real embeddings of package descriptions, outside of this folder (Debian; minutes, once)
+	python3 scripts/embedding-corpus.py
+
+bench-vectors: postgres corpus ## Measure recall, latency and size of vector indexes on real embeddings
+	$(CARGO) bench --locked --bench vectors -- --corpus $(CORPUS) $(ARGS)
+
+bench-1m: postgres ## The same on 1,000,000 made-up embeddings of 1536 dimensions; takes hours, goes on when interrupted
+	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --dir $(BENCH_DIR) $(ARGS)
 
 demo: ## Record 2,000 made-up decisions in the server on 127.0.0.1:50051
 	$(CARGO) run --locked --quiet -- demo $(ARGS)

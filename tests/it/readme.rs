@@ -29,6 +29,8 @@ const ANSWERS: &[(&str, &[&str])] = &[
     ("Search", &["**bridge**", "**toll**"]),
     ("CreateVectorSpace", &[r#""dimensions": 3"#, r#""metric": "DISTANCE_METRIC_COSINE""#]),
     ("UpsertEmbedding", &[r#""vectorDigest""#, r#""vectorSpaceId": "precedents""#]),
+    ("BuildVectorIndex", &[r#""action": "BUILD_VECTOR_INDEX""#, r#""OPERATION_STATE_PENDING""#]),
+    ("GetVectorSpaceStats", &[r#""backend": "pgvector""#, r#""embeddingCount": "1""#]),
     ("VerifySync", &[r#""inSync": true"#, r#""vectordbCount": "1""#]),
     ("SearchVectors", &[r#""id": "prec-001""#, r#""score": 0.99"#]),
     ("describe", &["rpc CreateDecision"]),

@@ -118,6 +118,8 @@ const PROBE_FALL_MAX: f64 = 0.25;
 const SWEEP_PARTS: i32 = 64;
 /// pgvector's parallel builds of HNSW were unsound before (its issue 945 and others).
 const PARALLEL_SINCE: &[u32] = &[0, 8, 2];
+/// Searches go on where a filter left too few, so that filters lose nothing.
+const ITERATIVE_SINCE: &[u32] = &[0, 8];
 /// Indexes could be corrupted by VACUUM and by building before.
 pub const SOUND_SINCE: &[u32] = &[0, 8, 4];
 
@@ -504,6 +506,16 @@ impl Worker {
             message: "the vector space was deleted".into(),
             metadata: Vec::new(),
         };
+        let version = self.store.database_status().await?.pgvector_version;
+        if !is_at_least(&version, ITERATIVE_SINCE) {
+            return Err(Error::Refused {
+                reason: Reason::NotIndexable,
+                message: format!(
+                    "indexes need pgvector 0.8.0 or newer, and the database has {version}: update the extension"
+                ),
+                metadata: Vec::new(),
+            });
+        }
         let uid = operation.meta.uid;
         let space = self.space_of(&caller, operation.space_uid).await?.ok_or_else(gone)?;
         let Some(spec) = IndexSpec::of(&space).filter(|spec| !spec.is_none()) else {

@@ -52,8 +52,9 @@ CREATE TABLE casebook.vector_index (
   m integer NOT NULL,
   ef_construction integer NOT NULL,
   lists integer NOT NULL,
-  -- 1 filling, 2 filled, 3 ready, 4 suspect: not to be searched.
-  state smallint NOT NULL CHECK (state BETWEEN 1 AND 4),
+  -- 1 filling, 2 filled, 3 ready; not to be searched: 4 suspect, to be made anew, and 5 unsuited, which from the
+  -- beginning found too little.
+  state smallint NOT NULL CHECK (state BETWEEN 1 AND 5),
   -- Where filling has come to: the embedding's create_time and uid.
   filled_time timestamptz NOT NULL DEFAULT '-infinity',
   filled_uid uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
@@ -79,7 +80,8 @@ CREATE TABLE casebook.embedding_delta (
   PRIMARY KEY (tenant_id, index_uid, embedding_uid, digest),
   FOREIGN KEY (tenant_id, embedding_uid) REFERENCES casebook.embedding (tenant_id, uid) ON DELETE CASCADE
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-CALL casebook.build_wall('casebook.embedding_delta', 'SELECT, INSERT');
+-- UPDATE, because a row that is listed again is locked by that, so that nobody seals it meanwhile.
+CALL casebook.build_wall('casebook.embedding_delta', 'SELECT, INSERT, UPDATE');
 
 CREATE FUNCTION casebook.current_tenant() RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
@@ -99,18 +101,26 @@ LANGUAGE sql SET search_path = '' AS $$
   SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('casebook.vector_index ' || index_uid::text, 0))
 $$;
 
--- The SQL for a vector's code, from `x`, a row of casebook.embedding_vector; and the type of the column.
-CREATE FUNCTION casebook.vector_code(codes smallint, storage smallint, dimensions integer, OUT code text, OUT type text)
+-- The SQL for a vector's code, from `x`, a row of casebook.embedding_vector; the type of the column; and whether a vector
+-- has a code that says enough of it. What has none stays listed.
+CREATE FUNCTION casebook.vector_code(codes smallint, storage smallint, metric smallint, dimensions integer, OUT code text,
+                                     OUT type text, OUT fits text)
 LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
-  SELECT CASE codes WHEN 3 THEN pg_catalog.format('public.binary_quantize(x.%s)::bit(%s)', col, dimensions)
-              ELSE pg_catalog.format('x.%s::%s', col, type) END, type
+  SELECT CASE WHEN codes = 2 AND storage = 1 AND metric = 1
+              -- Only the direction counts, and half of the digits would lose that of a short vector.
+              THEN pg_catalog.format('public.l2_normalize(x.vector)::%s', type)
+              WHEN codes = 3 THEN pg_catalog.format('public.binary_quantize(x.%s)::bit(%s)', col, dimensions)
+              ELSE pg_catalog.format('x.%s::%s', col, type) END, type,
+         CASE WHEN codes = 2 AND storage = 1 AND metric <> 1
+              THEN 'public.vector_norm(x.vector) BETWEEN 0.01 AND 65504' ELSE 'true' END
   FROM (SELECT CASE storage WHEN 2 THEN 'half' ELSE 'vector' END AS col,
                pg_catalog.format(CASE codes WHEN 1 THEN 'public.vector(%s)' WHEN 2 THEN 'public.halfvec(%s)' ELSE 'bit(%s)' END,
                                  dimensions) AS type) AS t
 $$;
 
 -- Opens an index: its table, empty. From here on every write to the space lists its vectors in casebook.embedding_delta,
--- which the lock on the space makes certain: writers hold it for themselves. False if the space is gone.
+-- which the lock on the space makes certain: writers hold it for themselves. False if the space is gone, NULL if another
+-- server is at it.
 CREATE FUNCTION wall.open_vector_index(uid uuid, space uuid, method smallint, codes smallint, m integer,
                                        ef_construction integer, lists integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
@@ -119,17 +129,21 @@ DECLARE
   dimensions integer;
   storage smallint;
   name text;
-  -- Before the lock, which makes writers wait.
-  total bigint := (SELECT pg_catalog.count(*) FROM casebook.embedding AS d
-                   WHERE d.tenant_id = tenant AND d.space_uid = space AND d.delete_time IS NULL);
+  total bigint;
 BEGIN
+  IF NOT casebook.claim_vector_index(uid) THEN
+    RETURN NULL;
+  END IF;
+  IF EXISTS (SELECT FROM casebook.vector_index AS i WHERE i.tenant_id = tenant AND i.uid = open_vector_index.uid) THEN
+    RETURN true;
+  END IF;
+  -- Before the lock, which makes writers wait.
+  total := (SELECT pg_catalog.count(*) FROM casebook.embedding AS d
+            WHERE d.tenant_id = tenant AND d.space_uid = space AND d.delete_time IS NULL);
   SELECT s.dimensions, s.storage INTO dimensions, storage FROM casebook.vector_space AS s
   WHERE s.tenant_id = tenant AND s.uid = space AND s.delete_time IS NULL FOR UPDATE;
   IF NOT FOUND THEN
     RETURN false;
-  END IF;
-  IF EXISTS (SELECT FROM casebook.vector_index AS i WHERE i.tenant_id = tenant AND i.uid = open_vector_index.uid) THEN
-    RETURN true;
   END IF;
   INSERT INTO casebook.vector_index AS i (tenant_id, uid, space_uid, method, codes, m, ef_construction, lists, state, total)
   VALUES (tenant, open_vector_index.uid, space, method, codes, m, ef_construction, lists, 1, total)
@@ -138,7 +152,7 @@ BEGIN
   EXECUTE pg_catalog.format(
     'CREATE TABLE casebook.%I (embedding_uid uuid NOT NULL, digest text COLLATE "C" NOT NULL, slice integer NOT NULL, '
     'code %s NOT NULL, PRIMARY KEY (embedding_uid, digest)) WITH (toast_tuple_target = 8160)',
-    name, (casebook.vector_code(codes, storage, dimensions)).type);
+    name, (casebook.vector_code(codes, storage, 1::smallint, dimensions)).type);
   IF codes < 3 THEN
     EXECUTE pg_catalog.format('ALTER TABLE casebook.%I ALTER COLUMN code SET STORAGE EXTERNAL', name);
   END IF;
@@ -178,7 +192,8 @@ BEGIN
   EXECUTE pg_catalog.format(
     'WITH next AS MATERIALIZED (SELECT d.uid, d.create_time, d.vector_digest FROM casebook.embedding AS d '
     'WHERE d.tenant_id = $1 AND d.space_uid = $2 AND d.delete_time IS NULL AND (d.create_time, d.uid) > ($3, $4) '
-    'ORDER BY d.create_time, d.uid LIMIT $5), '
+    -- So that none is purged meanwhile.
+    'ORDER BY d.create_time, d.uid LIMIT $5 FOR KEY SHARE), '
     'coded AS (SELECT x.*, %2$s AS fits FROM next AS n JOIN casebook.embedding_vector AS x '
     'ON x.tenant_id = $1 AND x.embedding_uid = n.uid AND x.digest = n.vector_digest), '
     'put AS (INSERT INTO casebook.%1$I (embedding_uid, digest, slice, code) '
@@ -189,8 +204,8 @@ BEGIN
     'SELECT pg_catalog.count(*), (pg_catalog.array_agg(create_time ORDER BY create_time DESC, uid DESC))[1], '
     '(pg_catalog.array_agg(uid ORDER BY create_time DESC, uid DESC))[1] FROM next',
     'sealed_' || i.number,
-    CASE WHEN i.codes = 2 AND s.storage = 1 THEN 'public.vector_norm(x.vector) <= 65504' ELSE 'true' END,
-    (casebook.vector_code(i.codes, s.storage, s.dimensions)).code)
+    (casebook.vector_code(i.codes, s.storage, s.metric, s.dimensions)).fits,
+    (casebook.vector_code(i.codes, s.storage, s.metric, s.dimensions)).code)
   INTO seen, last_time, last_uid
   USING tenant, i.space_uid, i.filled_time, i.filled_uid, most, i.uid;
   UPDATE casebook.vector_index AS v
@@ -234,13 +249,16 @@ BEGIN
 END
 $$;
 
--- Removes an index with its table and its list.
-CREATE FUNCTION casebook.remove_vector_index(tenant text, index_uid uuid) RETURNS void
+-- Removes an index with its table and its list. Searches that go on hold it up; rather than to hold up those behind them,
+-- it fails after a moment and is tried again.
+CREATE FUNCTION casebook.remove_vector_index(tenant text, index_uid uuid, unfinished_only boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
   name text;
 BEGIN
-  DELETE FROM casebook.vector_index AS i WHERE i.tenant_id = tenant AND i.uid = index_uid
+  PERFORM pg_catalog.set_config('lock_timeout', '500ms', true);
+  DELETE FROM casebook.vector_index AS i
+  WHERE i.tenant_id = tenant AND i.uid = index_uid AND (i.state IN (1, 2) OR NOT unfinished_only)
   RETURNING 'sealed_' || i.number INTO name;
   IF FOUND THEN
     EXECUTE pg_catalog.format('DROP VIEW IF EXISTS wall.%I', name);
@@ -267,15 +285,20 @@ BEGIN
       AND x.indexrelid = pg_catalog.to_regclass('casebook.sealed_' || i.number || '_code')) THEN
     RETURN false;
   END IF;
+  -- Whoever cancels it holds the operation first.
+  PERFORM FROM casebook.operation AS o WHERE o.tenant_id = tenant AND o.uid = i.uid AND o.state IN (1, 2) FOR SHARE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
   UPDATE casebook.vector_index AS v SET state = 3, ready_time = pg_catalog.now()
-  WHERE v.tenant_id = tenant AND v.uid = i.uid AND v.state <> 3;
-  PERFORM casebook.remove_vector_index(tenant, v.uid) FROM casebook.vector_index AS v
+  WHERE v.tenant_id = tenant AND v.uid = i.uid AND v.state = 2;
+  PERFORM casebook.remove_vector_index(tenant, v.uid, false) FROM casebook.vector_index AS v
   WHERE v.tenant_id = tenant AND v.space_uid = i.space_uid AND v.uid <> i.uid;
   RETURN true;
 END
 $$;
 
--- Removes the indexes of a space, or of them only the one that is named.
+-- Removes the indexes of a space, or of them only the one that is named, if it was never ready.
 CREATE FUNCTION wall.drop_vector_indexes(space uuid, only_uid uuid) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
@@ -285,7 +308,7 @@ DECLARE
 BEGIN
   FOR found_uid IN SELECT v.uid FROM casebook.vector_index AS v
                    WHERE v.tenant_id = tenant AND v.space_uid = space AND v.uid = COALESCE(only_uid, v.uid) LOOP
-    PERFORM casebook.remove_vector_index(tenant, found_uid);
+    PERFORM casebook.remove_vector_index(tenant, found_uid, only_uid IS NOT NULL);
     gone := gone + 1;
   END LOOP;
   RETURN gone;
@@ -324,8 +347,8 @@ BEGIN
     'WHERE d.vector_digest = x.digest AND d.delete_time IS NULL ON CONFLICT DO NOTHING) '
     'SELECT pg_catalog.count(*) FROM taken',
     'sealed_' || i.number,
-    CASE WHEN i.codes = 2 AND s.storage = 1 THEN 'public.vector_norm(x.vector) <= 65504' ELSE 'true' END,
-    (casebook.vector_code(i.codes, s.storage, s.dimensions)).code)
+    (casebook.vector_code(i.codes, s.storage, s.metric, s.dimensions)).fits,
+    (casebook.vector_code(i.codes, s.storage, s.metric, s.dimensions)).code)
   INTO sealed USING tenant, i.uid, most;
   RETURN sealed;
 END
@@ -376,17 +399,18 @@ CREATE TRIGGER purge_from_vector_indexes AFTER DELETE ON casebook.embedding
   REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION casebook.purge_from_vector_indexes();
 
 -- Notes what a look at an index found; one that is not to be trusted is not searched until it was made anew.
-CREATE FUNCTION wall.note_vector_probe(uid uuid, recall double precision, trusted boolean) RETURNS void
+CREATE FUNCTION wall.note_vector_probe(uid uuid, recall double precision, state smallint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = '' AS $$
   UPDATE casebook.vector_index AS v
-  SET probe_time = pg_catalog.now(), probe_recall = recall, state = CASE WHEN trusted THEN v.state ELSE 4 END
-  WHERE v.tenant_id = casebook.current_tenant() AND v.uid = note_vector_probe.uid AND v.state IN (3, 4)
+  SET probe_time = pg_catalog.now(), probe_recall = recall, state = note_vector_probe.state
+  WHERE v.tenant_id = casebook.current_tenant() AND v.uid = note_vector_probe.uid AND v.state = 3
+    AND note_vector_probe.state BETWEEN 3 AND 5
 $$;
 
 -- All indexes of all tenants: what to search by, and what is left to do.
 CREATE FUNCTION wall.vector_indexes() RETURNS TABLE (tenant_id text, uid uuid, number bigint, space_uid uuid,
   method smallint, codes smallint, state smallint, rows bigint, fresh bigint, is_valid boolean, is_space_live boolean,
-  probe_time timestamptz)
+  probe_time timestamptz, probe_recall double precision)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
   SELECT i.tenant_id, i.uid, i.number, i.space_uid, i.method, i.codes, i.state,
     GREATEST(c.reltuples, 0)::bigint,
@@ -396,7 +420,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
             WHERE x.indrelid = c.oid AND x.indisvalid AND n.relname = c.relname || '_code'),
     EXISTS (SELECT FROM casebook.vector_space AS s
             WHERE s.tenant_id = i.tenant_id AND s.uid = i.space_uid AND s.delete_time IS NULL),
-    i.probe_time
+    i.probe_time, i.probe_recall
   FROM casebook.vector_index AS i
   LEFT JOIN pg_catalog.pg_class AS c ON c.oid = pg_catalog.to_regclass('casebook.sealed_' || i.number)
 $$;
@@ -411,7 +435,7 @@ $$;
 CREATE FUNCTION wall.wanting_spaces(rows_min bigint) RETURNS TABLE (tenant_id text, id text, is_lost boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
   SELECT s.tenant_id, s.id, COALESCE(s.index_method IN (1, 2), false) FROM casebook.vector_space AS s
-  WHERE s.delete_time IS NULL AND (s.index_method IN (1, 2) OR s.index_mode = 2)
+  WHERE s.delete_time IS NULL AND (s.index_method IN (1, 2) OR s.index_mode = 2 AND s.index_method IS NULL)
     AND NOT EXISTS (SELECT FROM casebook.vector_index AS i
                     WHERE i.tenant_id = s.tenant_id AND i.space_uid = s.uid AND i.state <> 4)
     AND NOT EXISTS (SELECT FROM casebook.operation AS o WHERE o.tenant_id = s.tenant_id AND o.space_uid = s.uid
@@ -427,7 +451,8 @@ CREATE FUNCTION wall.vector_space_stats(space uuid) RETURNS TABLE (uid uuid, met
   probe_time timestamptz, probe_recall double precision)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
   SELECT i.uid, i.method, i.codes, i.m, i.ef_construction, i.lists, i.state, i.filled, i.total,
-    (SELECT pg_catalog.count(*) FROM casebook.embedding_delta AS u WHERE u.tenant_id = i.tenant_id AND u.index_uid = i.uid),
+    (SELECT pg_catalog.count(*) FROM (SELECT FROM casebook.embedding_delta AS u
+       WHERE u.tenant_id = i.tenant_id AND u.index_uid = i.uid LIMIT 1000000) AS listed),
     COALESCE(pg_catalog.pg_table_size(t.oid), 0), COALESCE(pg_catalog.pg_relation_size(
       pg_catalog.to_regclass('casebook.sealed_' || i.number || '_code')), 0),
     COALESCE(GREATEST(p.tuples_done, p.blocks_done), 0), COALESCE(GREATEST(p.tuples_total, p.blocks_total), 0),
@@ -446,7 +471,7 @@ BEGIN
   FOREACH f IN ARRAY ARRAY['open_vector_index(uuid, uuid, smallint, smallint, integer, integer, integer)',
       'fill_vector_index(uuid, integer)', 'build_vector_index(uuid, integer, integer)', 'use_vector_index(uuid)',
       'drop_vector_indexes(uuid, uuid)', 'seal_vectors(uuid, integer)', 'sweep_vector_index(uuid, integer, integer)',
-      'note_vector_probe(uuid, double precision, boolean)', 'vector_indexes()', 'open_operations()',
+      'note_vector_probe(uuid, double precision, smallint)', 'vector_indexes()', 'open_operations()',
       'wanting_spaces(bigint)', 'vector_space_stats(uuid)'] LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION wall.%s FROM PUBLIC', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION wall.%s TO casebook_app', f);

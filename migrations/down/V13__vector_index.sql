@@ -12,9 +12,9 @@ $$;
 DROP FUNCTION wall.open_vector_index(uuid, uuid, smallint, smallint, integer, integer, integer),
   wall.fill_vector_index(uuid, integer), wall.build_vector_index(uuid, integer, integer), wall.use_vector_index(uuid),
   wall.drop_vector_indexes(uuid, uuid), wall.seal_vectors(uuid, integer), wall.sweep_vector_index(uuid, integer, integer),
-  wall.note_vector_probe(uuid, double precision, boolean), wall.vector_indexes(), wall.open_operations(),
+  wall.note_vector_probe(uuid, double precision, smallint), wall.vector_indexes(), wall.open_operations(),
   wall.wanting_spaces(bigint), wall.vector_space_stats(uuid), casebook.purge_from_vector_indexes(),
-  casebook.remove_vector_index(text, uuid), casebook.vector_code(smallint, smallint, integer),
+  casebook.remove_vector_index(text, uuid, boolean), casebook.vector_code(smallint, smallint, smallint, integer),
   casebook.claim_vector_index(uuid), casebook.current_tenant();
 DROP VIEW wall.embedding_delta, wall.vector_index, wall.operation;
 DROP TABLE casebook.embedding_delta, casebook.vector_index, casebook.operation;

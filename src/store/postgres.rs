@@ -158,6 +158,8 @@ fn session(settings: &PoolSettings, lane: Lane) -> Config {
     options.push_str(&format!(" -c statement_timeout={}", settings.statement_timeout.as_millis()));
     // A word that is too long to be searched for is worth no notice on each write.
     options.push_str(" -c client_min_messages=warning");
+    // Statements of one transaction must see what others have committed meanwhile, whatever the database's default is.
+    options.push_str(" -c default_transaction_isolation=read\\ committed");
     options.push_str(" -c idle_in_transaction_session_timeout=60000");
     // A statement whose caller has gone away is ended, not finished.
     options.push_str(" -c client_connection_check_interval=1000");
@@ -271,6 +273,7 @@ impl From<tokio_postgres::Error> for Error {
             // another transaction: the next attempt sees it.
             SqlState::T_R_SERIALIZATION_FAILURE
             | SqlState::T_R_DEADLOCK_DETECTED
+            | SqlState::LOCK_NOT_AVAILABLE
             | SqlState::UNIQUE_VIOLATION => Self::Conflict(std::sync::Arc::new(error)),
             SqlState::QUERY_CANCELED => Self::DeadlineExceeded(" while the database was working"),
             SqlState::TOO_MANY_CONNECTIONS

@@ -164,10 +164,12 @@ queries! { "embedding_vector" {
          FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) AS n (uid, digest, vector)";
     /// Lists vectors for the indexes of their spaces, which have not got them yet: (embeddings, digests, spaces). It is a
     /// statement of its own, after the one that holds the spaces: so it sees the indexes that were opened until then.
+    /// What is listed already is locked: whoever seals passes it over, and looks at it again when this is committed.
     LIST(Vec<Uuid>, Vec<String>, Vec<Uuid>) -> () =
-        "INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT i.uid, u.uid, u.digest \
+        "INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT DISTINCT i.uid, u.uid, u.digest \
          FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS u (uid, digest, space_uid) \
-         JOIN vector_index AS i ON i.space_uid = u.space_uid ON CONFLICT DO NOTHING";
+         JOIN vector_index AS i ON i.space_uid = u.space_uid \
+         ON CONFLICT (tenant_id, index_uid, embedding_uid, digest) DO UPDATE SET digest = EXCLUDED.digest";
 } }
 
 /// A vector of an embedding, by its uid.

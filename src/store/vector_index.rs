@@ -26,6 +26,7 @@ pub const FILLING: i16 = 1;
 pub const FILLED: i16 = 2;
 pub const READY: i16 = 3;
 pub const SUSPECT: i16 = 4;
+pub const UNSUITED: i16 = 5;
 
 const L1: i16 = 4;
 
@@ -146,7 +147,7 @@ row! {
         pub space_uid: Uuid,
         pub method: i16,
         pub codes: i16,
-        /// [`FILLING`] to [`SUSPECT`].
+        /// [`FILLING`] to [`UNSUITED`].
         pub state: i16,
         /// About how many codes it has.
         pub rows: i64,
@@ -156,6 +157,7 @@ row! {
         pub is_valid: bool,
         pub is_space_live: bool,
         pub probe_time: Option<SystemTime>,
+        pub probe_recall: Option<f64>,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::store::operation::WantIndex;
 use crate::store::vector_index::advice::advise;
 use crate::store::vector_index::stats::IndexStats;
 use crate::store::vector_index::{
-    EF_CONSTRUCTION_DEFAULT, HNSW, IVFFLAT, IndexSpec, M_DEFAULT, NONE, READY, SUSPECT,
+    EF_CONSTRUCTION_DEFAULT, HNSW, IVFFLAT, IndexSpec, M_DEFAULT, NONE, READY, SUSPECT, UNSUITED,
 };
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -114,7 +114,7 @@ impl From<IndexStats> for IndexState {
         } = index;
         let state = match state {
             READY => State::Ready,
-            SUSPECT => State::Suspect,
+            SUSPECT | UNSUITED => State::Suspect,
             _ => State::Building,
         };
         Self {

@@ -12,7 +12,8 @@ use crate::store::query::FromRow;
 use crate::store::snapshot::{Glance, Look, Setting, Snapshot, in_the_future};
 use crate::store::vector::{Metric, Numbers};
 use crate::store::vector_index::{BINARY, FLOAT16, IVFFLAT, Index};
-use crate::store::vector_space::VectorSpace;
+use crate::store::vector_space::{COSINE, FLOAT32, VectorSpace};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::Row;
@@ -139,6 +140,11 @@ impl Nearest {
             format!(
                 "public.binary_quantize({target}::public.vector({dimensions}))::bit({dimensions})"
             )
+        } else if (index.codes, self.space.storage, self.space.metric) == (FLOAT16, FLOAT32, COSINE)
+        {
+            format!(
+                "public.l2_normalize({target}::public.vector({dimensions}))::{code_type}({dimensions})"
+            )
         } else {
             format!("{target}::{code_type}({dimensions})")
         };
@@ -202,12 +208,13 @@ WHERE s.slice < 4096 AND s.slice < {slices}"
         // In a small space there are not so many.
         let is_short = (near.len() as i64) < self.top_k || candidates < asked.min(index.rows) / 2;
         match self.how.max_scan_tuples {
-            Some(most) => {
-                let incomplete = (near.len() as i64) < self.top_k && index.rows > i64::from(most);
+            // The caller wants no more than that looked at.
+            Some(most) if index.rows > i64::from(most) => {
+                let incomplete = (near.len() as i64) < self.top_k;
                 Ok(Some(Found { near, method, incomplete }))
             }
-            None if is_short => Ok(None),
-            None => Ok(Some(Found { near, method, incomplete: false })),
+            _ if is_short => Ok(None),
+            _ => Ok(Some(Found { near, method, incomplete: false })),
         }
     }
 }
@@ -222,8 +229,14 @@ fn read_near(rows: &[Row]) -> Result<Vec<Near>> {
 }
 
 const SEARCH: &str = "embedding.SEARCH";
-/// The largest number that FLOAT16 has.
-const FLOAT16_MAX: f32 = 65504.0;
+/// Whether a vector has a FLOAT16 code that says enough of it: as `fits` in the migration.
+fn has_float16_code(search: &Nearest) -> bool {
+    if search.space.metric == COSINE || search.space.storage != FLOAT32 {
+        return true;
+    }
+    let squares = search.target.values().iter().map(|value| f64::from(*value).powi(2));
+    (0.01..=65504.0).contains(&squares.sum::<f64>().sqrt())
+}
 
 const SAMPLE: &str = "embedding.SAMPLE";
 
@@ -336,8 +349,7 @@ impl Store {
             return Ok(None);
         };
         // It has no code for such a vector.
-        let is_beyond = |value: &f32| value.abs() > FLOAT16_MAX;
-        if index.codes == FLOAT16 && search.target.values().iter().any(is_beyond) {
+        if index.codes == FLOAT16 && !has_float16_code(search) {
             return Ok(None);
         }
         // Asked for by its own settings.
@@ -350,7 +362,7 @@ impl Store {
             return Ok(Some(index));
         }
         let (sql, params) = search.sample(&index);
-        let key = format!("{sql} {params:?}");
+        let key = Sha256::digest(format!("{sql} {params:?}")).into();
         let selectivity = match self.selectivities.get(&key) {
             Some(known) => known,
             None => {

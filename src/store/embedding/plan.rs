@@ -107,17 +107,17 @@ pub(super) fn is_gone(error: &Error) -> bool {
     error.reason() == Reason::SchemaOutdated
 }
 
-/// What parts of spaces filters leave, by statement and values.
+/// What parts of spaces filters leave, by the digest of statement and values.
 #[derive(Clone, Default)]
-pub struct Selectivities(Arc<Mutex<HashMap<String, (Instant, f64)>>>);
+pub struct Selectivities(Arc<Mutex<HashMap<[u8; 32], (Instant, f64)>>>);
 
 impl Selectivities {
-    pub(super) fn get(&self, key: &str) -> Option<f64> {
+    pub(super) fn get(&self, key: &[u8; 32]) -> Option<f64> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.get(key).filter(|(since, _)| since.elapsed() < KEEP).map(|(_, part)| *part)
     }
 
-    pub(super) fn put(&self, key: String, part: f64) {
+    pub(super) fn put(&self, key: [u8; 32], part: f64) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_MAX {
             kept.retain(|_, (since, _)| since.elapsed() < KEEP);

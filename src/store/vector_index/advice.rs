@@ -1,7 +1,7 @@
 //! What index a space should have, and why, in words.
 
 use super::stats::SpaceStats;
-use super::{FLOAT16, IndexSpec, READY, SUSPECT};
+use super::{FLOAT16, IndexSpec, READY, SUSPECT, UNSUITED};
 use crate::store::vector_space::VectorSpace;
 
 /// Up to here a search that looks at every embedding takes a few milliseconds.
@@ -35,6 +35,10 @@ pub fn advise(space: &VectorSpace, stats: &SpaceStats) -> Advice {
         } else if stats.indexes.iter().any(|index| index.state == SUSPECT) {
             say("The index was found to be damaged or to miss too much, so searches look at every embedding; it is \
                  built anew."
+                .into());
+        } else if stats.indexes.iter().any(|index| index.state == UNSUITED) {
+            say("The index found less than half of the nearest from the beginning, so searches look at every embedding: its \
+                 codes tell these vectors apart too little; build one with FLOAT16 or FLOAT32 codes."
                 .into());
         } else if rows >= ROWS_MIN {
             let best = best(space);

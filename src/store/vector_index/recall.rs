@@ -42,6 +42,8 @@ pub struct Recall {
     /// Embeddings searched for.
     pub sample: usize,
     pub method: Method,
+    /// Searches that the index left short although there was enough to find.
+    pub fallbacks: usize,
     pub exact: Latencies,
     pub indexed: Latencies,
 }
@@ -77,7 +79,7 @@ impl Store {
         let sampled = self.sample_of(caller, space, index.as_deref(), sample).await?;
         let filter = in_space(space, Filter::default())?;
         let (mut exact, mut indexed) = (Latencies::default(), Latencies::default());
-        let (mut there, mut found, mut searched) = (0, 0, 0);
+        let (mut there, mut found, mut searched, mut fallbacks) = (0, 0, 0, 0);
         let mut method = Method::Exact;
         'all: for piece in sampled.chunks(PIECE) {
             let pairs = piece.iter().map(|one| (one.uid, one.digest.clone())).collect();
@@ -100,7 +102,11 @@ impl Store {
                 let some =
                     self.timed(caller, search(How { exact: false, ..how }), &mut indexed).await?;
                 searched += 1;
-                method = some.method;
+                if some.method != Method::Exact {
+                    method = some.method;
+                } else if index.is_some() && all.near.len() as i64 == top_k {
+                    fallbacks += 1;
+                }
                 let Some(last) = all.near.last() else { continue };
                 // Another one at the same distance is as near.
                 let far = last.distance + last.distance.abs() * 1e-6 + 1e-9;
@@ -109,7 +115,7 @@ impl Store {
             }
         }
         let part = if there == 0 { 1.0 } else { found as f64 / there as f64 };
-        Ok(Recall { part, sample: searched, method, exact, indexed })
+        Ok(Recall { part, sample: searched, method, fallbacks, exact, indexed })
     }
 
     async fn timed(&self, caller: &Caller, search: Nearest, took: &mut Latencies) -> Result<Found> {

@@ -4,7 +4,7 @@
 //! that is done is in the tables, so whoever is left goes on where another stopped.
 
 use super::advice::{ROWS_MIN, best};
-use super::{FILLING, HNSW, Index, IndexSpec, READY, SUSPECT, lists_for};
+use super::{HNSW, IVFFLAT, Index, IndexSpec, READY, SUSPECT, UNSUITED, lists_for};
 use crate::store::Store;
 use crate::store::caller::Caller;
 use crate::store::embedding::nearest::{How, Method};
@@ -72,8 +72,8 @@ queries! { "vector_index" {
     SEAL(Uuid, i32) -> Moved = "SELECT wall.seal_vectors($1, $2) AS moved";
     /// Removes codes that no longer count: (uid, part, parts).
     SWEEP(Uuid, i32, i32) -> Moved = "SELECT wall.sweep_vector_index($1, $2, $3) AS moved";
-    /// Notes what a look found: (uid, recall, whether to trust it).
-    NOTE(Uuid, f64, bool) -> () = "SELECT FROM wall.note_vector_probe($1, $2, $3)";
+    /// Notes what a look found: (uid, recall, state).
+    NOTE(Uuid, f64, i16) -> () = "SELECT FROM wall.note_vector_probe($1, $2, $3)";
     /// Operations of all tenants that are not over, the oldest first.
     OPERATIONS() -> Place = "SELECT {*} FROM wall.open_operations()";
     /// Spaces of all tenants that should have an index: (embeddings from which on AUTO builds one).
@@ -100,10 +100,13 @@ const FILL_ROWS: i32 = 2_000;
 /// Vectors that one transaction seals: from few, because it is not known how long one takes.
 const SEAL_ROWS_MIN: i32 = 20;
 const SEAL_ROWS_MAX: i32 = 2_000;
+/// The same before an index is used, and how often, so that it comes to an end under whatever load.
+const SEAL_ROWS_BEFORE_USE: i32 = 200;
+const SEALS_BEFORE_USE: usize = 5_000;
 /// How long sealing some may take, so that it neither holds back VACUUM nor makes a shutdown wait.
 const SEAL_TIME: Duration = Duration::from_millis(300);
 /// Pause where there is more to do at once, so that calls come through.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How often a build looks whether it was cancelled.
 const CANCEL_EVERY: Duration = Duration::from_secs(1);
 /// How often spaces are looked through for want of an index.
@@ -136,7 +139,6 @@ pub async fn run(store: Store, settings: UpkeepSettings, mut stopped: watch::Rec
         settings,
         building: None,
         seal_rows: HashMap::new(),
-        recalls: HashMap::new(),
         looked: None,
         parallel: None,
         stopped: stopped.clone(),
@@ -144,7 +146,11 @@ pub async fn run(store: Store, settings: UpkeepSettings, mut stopped: watch::Rec
     // Said once, because it is tried every moment.
     let mut is_failing = false;
     loop {
-        let turned = keeper.turn().await;
+        // What it drops closes its session, and any server goes on from there.
+        let turned = tokio::select! {
+            turned = keeper.turn() => turned,
+            _ = stopped.wait_for(|stop| *stop) => break,
+        };
         let pause = if matches!(turned, Ok(true)) { BUSY_PAUSE } else { keeper.settings.every };
         match turned {
             Err(error) if !is_failing => {
@@ -173,8 +179,6 @@ struct Keeper {
     building: Option<JoinHandle<()>>,
     /// How many vectors of each index are sealed at once.
     seal_rows: HashMap<Uuid, i32>,
-    /// What each index found when it was last looked at.
-    recalls: HashMap<Uuid, (Instant, f64)>,
     looked: Option<Instant>,
     /// Whether pgvector builds HNSW with several processes soundly.
     parallel: Option<bool>,
@@ -204,11 +208,12 @@ impl Keeper {
         if self.looked.is_none_or(|looked| looked.elapsed() > WANTING_EVERY) {
             self.looked = Some(Instant::now());
             for wanting in self.store.admin_rows(&WANTING, (ROWS_MIN,)).await? {
-                self.want(wanting).await?;
+                if let Err(error) = self.want(wanting).await {
+                    tracing::warn!(%error, "an index that a space should have is not begun");
+                }
             }
         }
         self.seal_rows.retain(|uid, _| indexes.iter().any(|index| index.uid == *uid));
-        self.recalls.retain(|uid, _| indexes.iter().any(|index| index.uid == *uid));
         Ok(has_more)
     }
 
@@ -265,7 +270,7 @@ impl Keeper {
         }
         if !index.is_valid {
             tracing::error!(tenant, index = %index.uid, "an index is missing or invalid; searching exactly until it is built anew");
-            worker.note(index, 0.0, false).await?;
+            worker.note(index, 0.0, SUSPECT).await?;
             self.store.refresh_indexes().await?;
             return Ok(true);
         }
@@ -295,18 +300,22 @@ impl Keeper {
         let how = How::default();
         let recall =
             self.store.measure_recall(&caller, &space, PROBE_SAMPLE, PROBE_TOP_K, how).await?;
-        if recall.method == Method::Exact || recall.sample == 0 {
-            worker.note(index, 1.0, true).await?;
-            return Ok(());
+        // Where there is too little to compare.
+        if recall.sample == 0 || (recall.method == Method::Exact && recall.fallbacks == 0) {
+            return worker.note(index, 1.0, READY).await;
         }
-        let before = self.recalls.insert(index.uid, (Instant::now(), recall.part));
-        let fell = before.is_some_and(|(_, before)| before - recall.part > PROBE_FALL_MAX);
-        let trusted = recall.part >= PROBE_MIN && !fell;
-        worker.note(index, recall.part, trusted).await?;
-        if !trusted {
+        let part = if recall.fallbacks * 2 > recall.sample { 0.0 } else { recall.part };
+        let state = match index.probe_recall {
+            Some(before) if part < PROBE_MIN || before - part > PROBE_FALL_MAX => SUSPECT,
+            // It has been so from the beginning, so making it anew would not help.
+            None if part < PROBE_MIN => UNSUITED,
+            _ => READY,
+        };
+        worker.note(index, part, state).await?;
+        if state != READY {
             tracing::error!(
-                tenant = index.tenant_id, index = %index.uid, recall = recall.part,
-                "an index misses too much; searching exactly until it is built anew"
+                tenant = index.tenant_id, index = %index.uid, recall = part, is_rebuilt = state == SUSPECT,
+                "an index misses too much; searching exactly"
             );
             self.store.refresh_indexes().await?;
             return Ok(());
@@ -409,8 +418,8 @@ impl Worker {
         Ok(())
     }
 
-    async fn note(&self, index: &Index, recall: f64, trusted: bool) -> Result<()> {
-        self.run(&index.tenant_id, &NOTE, (index.uid, recall, trusted)).await?;
+    async fn note(&self, index: &Index, recall: f64, state: i16) -> Result<()> {
+        self.run(&index.tenant_id, &NOTE, (index.uid, recall, state)).await?;
         Ok(())
     }
 
@@ -467,7 +476,10 @@ impl Worker {
                 Ok(())
             }
             // Another server is at it.
-            Ok(false) => Ok(()),
+            Ok(false) => {
+                tokio::time::sleep(self.settings.every).await;
+                Ok(())
+            }
             Err(error) if is_passing(&error) => Err(error),
             Err(error) => {
                 tracing::error!(tenant, operation = id, %error, cause = ?std::error::Error::source(&error), "an operation failed");
@@ -521,13 +533,17 @@ impl Worker {
         let Some(spec) = IndexSpec::of(&space).filter(|spec| !spec.is_none()) else {
             return Err(gone());
         };
-        let rows = self.store.space_stats(&caller, &space).await?.rows;
-        let lists = if spec.lists == 0 { lists_for(rows) } else { spec.lists };
+        let lists = match (spec.method, spec.lists) {
+            (IVFFLAT, 0) => lists_for(self.store.space_stats(&caller, &space).await?.rows),
+            (_, lists) => lists,
+        };
         let IndexSpec { method, m, ef_construction, .. } = spec;
         let codes = spec.codes_for(&space);
         let params = (uid, space.meta.uid, method, codes, m, ef_construction, lists);
-        if self.ask(tenant, &OPEN, params).await?.said != Some(true) {
-            return Err(gone());
+        match self.ask(tenant, &OPEN, params).await?.said {
+            Some(true) => {}
+            Some(false) => return Err(gone()),
+            None => return Ok(false),
         }
         loop {
             match self.ask(tenant, &FILL, (uid, FILL_ROWS)).await?.said {
@@ -551,6 +567,14 @@ impl Worker {
             Some(true) => {}
             Some(false) => return Err(gone()),
             None => return Ok(false),
+        }
+        // What came while it was built, or the first searches would go through all of it.
+        for _ in 0..SEALS_BEFORE_USE {
+            match self.ask(tenant, &SEAL, (uid, SEAL_ROWS_BEFORE_USE)).await?.moved {
+                Some(moved) if moved >= i64::from(SEAL_ROWS_BEFORE_USE) => {}
+                Some(_) => break,
+                None => return Ok(false),
+            }
         }
         match self.ask(tenant, &USE, (uid,)).await?.said {
             Some(true) => Ok(true),
@@ -579,5 +603,3 @@ fn why(error: &Error) -> String {
         other => other.to_string(),
     }
 }
-
-const _: () = assert!(FILLING < READY && READY < SUSPECT);

@@ -369,7 +369,9 @@ async fn what_has_no_code_is_found_all_the_same() {
     let mut cloud = Cloud::new(9, 16);
     space(&who, "s", 16, DistanceMetric::L2, VectorStorage::Float32).await;
     fill(&who, "s", &mut cloud, 0..100).await;
-    let far = |n: f32| vec![n; 16];
+    let far = |axis: usize, n: f32| -> Vec<f32> {
+        (0..16).map(|at| if at == axis { n } else { 0.0 }).collect()
+    };
     let write = async |id: &str, values: &[f32]| {
         ok!(who.vectors().upsert_embedding(pb::UpsertEmbeddingRequest {
             vector_space_id: "s".into(),
@@ -377,16 +379,115 @@ async fn what_has_no_code_is_found_all_the_same() {
             options: None,
         }));
     };
-    write("before", &far(70_000.0)).await;
+    write("before", &far(0, 70_000.0)).await;
     built(&who, build("s", Method::Hnsw, Codes::Float16)).await;
-    write("after", &far(90_000.0)).await;
+    write("after", &far(1, 90_000.0)).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     // A query that has no code either is answered without the index.
     let (hnsw, exact) = (SearchMethod::Hnsw, SearchMethod::Exact);
-    for (id, at, method) in [("before", 65_000.0, hnsw), ("after", 91_000.0, exact)] {
-        let answer = search(&who, near("s", &far(at), 1)).await;
+    let queries = [
+        ("before", 0, 60_000.0, hnsw),
+        ("after", 1, 60_000.0, hnsw),
+        ("after", 1, 91_000.0, exact),
+    ];
+    for (id, axis, at, method) in queries {
+        let answer = search(&who, near("s", &far(axis, at), 1)).await;
         assert_eq!((ids(&answer), answer.method()), (vec![id.to_owned()], method));
     }
     assert_eq!(stats(&who, "s").await.indexes[0].unsealed_count, 2);
     world.close().await;
+}
+
+/// Under COSINE only the direction counts, however short a vector is.
+#[tokio::test]
+async fn a_short_vector_keeps_its_direction() {
+    let world = World::with(&BRISK).await;
+    let who = world.anonymous();
+    let mut cloud = Cloud::new(10, 16);
+    space(&who, "s", 16, DistanceMetric::Cosine, VectorStorage::Float32).await;
+    fill(&who, "s", &mut cloud, 0..300).await;
+    built(&who, build("s", Method::Hnsw, Codes::Float16)).await;
+    for n in 0..20 {
+        let short: Vec<f32> = cloud.point().iter().map(|x| x * 1e-9).collect();
+        let id = format!("short-{n}");
+        ok!(who.vectors().upsert_embedding(pb::UpsertEmbeddingRequest {
+            vector_space_id: "s".into(),
+            embedding: Some(embedding(&id, &short)),
+            options: None,
+        }));
+        sealed(&who, "s").await;
+        for scale in [1.0, 1e9] {
+            let target: Vec<f32> = short.iter().map(|x| x * scale).collect();
+            let answer = search(&who, near("s", &target, 1)).await;
+            assert_eq!((ids(&answer), answer.method()), (vec![id.clone()], SearchMethod::Hnsw));
+        }
+    }
+    world.close().await;
+}
+
+/// A vector that is listed again by a write that is still under way is not sealed by what stood before.
+#[tokio::test]
+async fn sealing_passes_over_what_is_being_written() {
+    let settings = [("index_upkeep_interval_ms", "3600000"), ("index_probe_interval_ms", "0")];
+    let world = World::with(&BRISK).await;
+    let who = world.anonymous();
+    let mut cloud = Cloud::new(11, 8);
+    space(&who, "s", 8, DistanceMetric::L2, VectorStorage::Float32).await;
+    fill(&who, "s", &mut cloud, 0..50).await;
+    built(&who, build("s", Method::Hnsw, Codes::Float32)).await;
+    let mut world = world;
+    world.stop().await;
+    // A server that seals nothing by itself.
+    let url = url_of(&config_of(&world.database).await);
+    let quiet = World::on(&world.database, &url, &settings).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let who = quiet.anonymous();
+    let write = async |values: &[f32]| {
+        ok!(who.vectors().upsert_embedding(pb::UpsertEmbeddingRequest {
+            vector_space_id: "s".into(),
+            embedding: Some(embedding("e0000", values)),
+            options: None,
+        }));
+    };
+    let (a, b) = ([9.0; 8], [5.0; 8]);
+    write(&a).await;
+    write(&b).await;
+    // Back to the first, by a session that has listed it and not committed yet.
+    let (writer, sealer) = (quiet.superuser().await, quiet.superuser().await);
+    let enter = "SET ROLE casebook_app; SET search_path = wall, pg_catalog; SET casebook.tenant = 'default'";
+    for session in [&writer, &sealer] {
+        session.batch_execute(enter).await.unwrap();
+    }
+    let list =
+        casebook::store::queries().find(|query| query.name() == "embedding_vector.LIST").unwrap();
+    let row = writer
+        .query_one(
+            "SELECT e.uid, e.space_uid, x.digest FROM embedding AS e JOIN embedding_vector AS x \
+                    ON x.embedding_uid = e.uid AND x.digest <> e.vector_digest \
+                    JOIN embedding_delta AS u ON u.embedding_uid = e.uid AND u.digest = x.digest \
+                    WHERE e.embedding_id = 'e0000'",
+            &[],
+        )
+        .await
+        .unwrap();
+    let (uid, space_uid, digest): (uuid::Uuid, uuid::Uuid, String) =
+        (row.get(0), row.get(1), row.get(2));
+    writer.batch_execute("BEGIN").await.unwrap();
+    writer
+        .execute(list.sql(), &[&vec![uid], &vec![digest.clone()], &vec![space_uid]])
+        .await
+        .unwrap();
+    let update = "UPDATE embedding SET vector_digest = $2 WHERE uid = $1";
+    writer.execute(update, &[&uid, &digest]).await.unwrap();
+    let seal = "SELECT wall.seal_vectors(uid, 100) FROM vector_index";
+    let moved: i64 = sealer.query_one(seal, &[]).await.unwrap().get(0);
+    assert_eq!(moved, 1, "only what nobody holds");
+    writer.batch_execute("COMMIT").await.unwrap();
+    for _ in 0..2 {
+        let answer = search(&who, near("s", &a, 1)).await;
+        assert_eq!((ids(&answer), answer.hits[0].distance), (vec!["e0000".to_owned()], 0.0));
+        sealer.query_one(seal, &[]).await.unwrap();
+    }
+    drop((writer, sealer));
+    quiet.close().await;
 }

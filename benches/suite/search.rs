@@ -7,7 +7,7 @@ use casebook::pb;
 use casebook::store::filter::Filter;
 use casebook::store::search::Words;
 use casebook::store::search::kinds;
-use casebook::store::search::ranking::Search;
+use casebook::store::search::ranking::{Hidden, Search, Shown};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
@@ -45,8 +45,8 @@ pub async fn until_over(
             after: None,
             limit: HITS.into(),
             snapshot: None,
-            highlight: false,
-            shown: None,
+            hidden: Hidden::Left,
+            shown: Shown::default(),
         };
         Ok(search.ranking(TENANT))
     };

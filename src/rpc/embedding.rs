@@ -482,7 +482,11 @@ fn read_embedding(
 }
 
 /// A vector of a space; `None` where it is none.
-fn read_vector(f: &mut Fields, vector: Option<pb::Vector>, space: &VectorSpace) -> Option<Numbers> {
+pub(super) fn read_vector(
+    f: &mut Fields,
+    vector: Option<pb::Vector>,
+    space: &VectorSpace,
+) -> Option<Numbers> {
     let values = match vector.and_then(|vector| vector.data) {
         Some(pb::vector::Data::Floats(list)) => Some(list.values),
         Some(pb::vector::Data::F32Le(bytes)) => {

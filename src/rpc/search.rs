@@ -1,5 +1,7 @@
 //! SearchService, and the precedents of a case.
 
+mod legs;
+
 use super::descriptor::ReadMask;
 use super::page::{Binding, Pager, unpaged};
 use super::precedent::case_hash;
@@ -7,14 +9,19 @@ use super::wire::{Fields, kind_name, kind_number};
 use super::{Answer, Api, Paged as _, Parts, filter, object, open};
 use crate::error::Violation;
 use crate::pb;
+use crate::store::caller::Caller;
 use crate::store::filter::Filter;
-use crate::store::precedent;
+use crate::store::precedent::{self, Precedent};
 use crate::store::search::Words;
+use crate::store::search::hybrid::{Found, Fused, Hybrid, LegFound};
 use crate::store::search::kinds::{KINDS, Kind, kind};
-use crate::store::search::precedents::{Find, FoundPrecedent};
-use crate::store::search::ranking::{Hit, Search};
+use crate::store::search::precedents::Find;
+use crate::store::search::ranking::{Details, Hidden, Hit, Search, Shown};
+use crate::store::vector_space::VectorSpace;
 use crate::{Error, Reason, Result};
+use legs::{Asked, read_fusion, word_distance, word_legs};
 use prost::Message as _;
+use std::sync::Arc;
 use std::time::SystemTime;
 use tonic::{Request, Response};
 
@@ -28,6 +35,9 @@ const TOP_K_MAX: i32 = 1000;
 impl pb::search_service_server::SearchService for Api {
     async fn search(&self, request: Request<pb::SearchRequest>) -> Answer<pb::SearchResponse> {
         let (caller, mut request) = open(request)?;
+        if request.near.is_some() {
+            return Ok(Response::new(self.search_near(&caller, request).await?));
+        }
         let page = request.page_mut().take();
         request.page = unpaged(page.as_ref());
         let binding = Binding::new(&caller.tenant, caller.method, &request.encode_to_vec());
@@ -35,23 +45,36 @@ impl pb::search_service_server::SearchService for Api {
         let pager = Pager { key: &self.token_key, binding, now, sizes };
         let page = pager.ranked(page, HITS_MAX)?;
 
-        let pb::SearchRequest { page: _, r#where, read_mask, kinds, text, highlight, min_score } =
-            request;
+        let pb::SearchRequest {
+            page: _,
+            r#where,
+            read_mask,
+            kinds,
+            text,
+            highlight,
+            min_score,
+            near: _,
+            fusion,
+            explain,
+        } = request;
         let kinds = read_kinds(kinds)?;
         let mut fields = Fields::default();
         let words = read_words(&mut fields, text);
         let min_score = min_score.map(|score| fields.confidence("min_score", score));
+        if fusion.is_some() {
+            fields.wrong("fusion", "is only taken together with near");
+        }
         let words = fields.finish(words)?;
         let words = words.ok_or_else(|| nothing("text", "must have at least 1 byte"))?;
         let search = Search {
-            shown: read_shown(&kinds, read_mask)?,
+            shown: Shown { highlight, fields: read_shown(&kinds, read_mask)? },
             kinds: read_filters(kinds, r#where)?,
             words,
             min_score: min_score.unwrap_or(0.0),
             after: page.after,
             limit: page.size,
             snapshot: page.snapshot,
-            highlight,
+            hidden: Hidden::Left,
         };
         let found = self.store.search(&caller, search).await?;
         let passed = page.passed + found.hits.len() as i64;
@@ -63,9 +86,108 @@ impl pb::search_service_server::SearchService for Api {
         };
         let read_at = Some(self.revision(&caller, found.seq)?);
         let page = pb::PageInfo { next_page_token, read_at, ..Default::default() };
+        let told = LegFound { name: "text", hits: passed, ..LegFound::default() };
+        let legs = if explain { word_legs(&[told], HITS_MAX, None) } else { Vec::new() };
         let hits = found.hits.into_iter().map(hit).collect();
-        Ok(Response::new(pb::SearchResponse { hits, page: Some(page) }))
+        let page = Some(page);
+        Ok(Response::new(pb::SearchResponse { hits, page, incomplete: false, legs }))
     }
+}
+
+impl Parts {
+    /// A search with a vector leg: one page.
+    async fn search_near(
+        &self,
+        caller: &Caller,
+        request: pb::SearchRequest,
+    ) -> Result<pb::SearchResponse> {
+        let pb::SearchRequest {
+            page,
+            r#where,
+            read_mask,
+            kinds,
+            text,
+            highlight,
+            min_score,
+            near,
+            fusion,
+            explain,
+        } = request;
+        if page.as_ref().is_some_and(|page| !page.page_token.is_empty()) {
+            let one = "must be empty together with near: there is one page";
+            return Err(Error::invalid("page.page_token", one));
+        }
+        let binding = Binding::new(&caller.tenant, caller.method, &[]);
+        let (now, sizes) = (SystemTime::now(), self.page_sizes);
+        let limit =
+            Pager { key: &self.token_key, binding, now, sizes }.ranked(page, HITS_MAX)?.size;
+        let kinds = read_kinds(kinds)?;
+        let mut fields = Fields::default();
+        let words = read_words(&mut fields, text);
+        let min_score = min_score.map(|score| fields.confidence("min_score", score));
+        if fusion.is_some_and(|fusion| fusion.exact_weight.is_some()) {
+            fields.wrong("fusion.exact_weight", "is only taken by FindPrecedents");
+        }
+        let asked = Asked { exact: false, text: words.is_some(), vector: true };
+        let fusion = read_fusion(&mut fields, fusion, limit, asked);
+        let words = fields.finish(words)?;
+        let near = self.read_near(caller, near, fusion.leg_limit).await?;
+        let space = near.as_ref().map(|near| Arc::clone(&near.space));
+        let shown = Shown { highlight, fields: read_shown(&kinds, read_mask)? };
+        let kinds = read_filters(kinds, r#where)?;
+        let names: Vec<&'static Kind> = kinds.iter().map(|(kind, _)| *kind).collect();
+        let hybrid = Hybrid {
+            kinds,
+            case_hash: None,
+            words,
+            near,
+            fusion,
+            min_score: min_score.unwrap_or(0.0),
+            limit,
+            snapshot: None,
+            explain,
+        };
+        let Found { hits, legs, incomplete, seq } = self.store.fuse(caller, hybrid, shown).await?;
+        let space = space.as_deref();
+        let legs = if explain { word_legs(&legs, fusion.leg_limit, space) } else { Vec::new() };
+        let hits = hits.into_iter().map(|hit| word_fused(hit, &names, space));
+        let page =
+            pb::PageInfo { read_at: Some(self.revision(caller, seq)?), ..Default::default() };
+        Ok(pb::SearchResponse {
+            hits: hits.collect::<Result<_>>()?,
+            page: Some(page),
+            incomplete,
+            legs,
+        })
+    }
+}
+
+fn word_fused(
+    (fused, details): (Fused, Details),
+    kinds: &[&'static Kind],
+    space: Option<&VectorSpace>,
+) -> Result<pb::SearchHit> {
+    let kind = kinds.get(fused.kind).ok_or_else(|| Error::internal("a hit of no kind"))?;
+    let (distance, vector_score) = word_distance(space, &fused);
+    let (highlights, fields) = details;
+    Ok(pb::SearchHit {
+        r#ref: Some(pb::ResourceRef {
+            kind: kind_number(kind.name()).into(),
+            id: fused.id,
+            version: fused.version,
+        }),
+        uid: fused.uid.to_string(),
+        score: fused.score,
+        highlights,
+        fields: fields.and_then(|fields| object::of_json(&fields)),
+        // At most as many as a leg has rows.
+        text_rank: fused.text_rank as i32,
+        text_score: fused.text_score,
+        vector_rank: fused.vector_rank as i32,
+        distance,
+        vector_score,
+        embedding_id: fused.embedding_id.unwrap_or_default(),
+    })
 }
 
 impl super::Paged for pb::SearchRequest {
@@ -83,6 +205,7 @@ fn hit(hit: Hit) -> pb::SearchHit {
         score: place.score,
         highlights,
         fields: fields.and_then(|fields| object::of_json(&fields)),
+        ..Default::default()
     }
 }
 
@@ -173,6 +296,9 @@ pub async fn find_precedents(
         top_k,
         highlight,
         read_mask,
+        near,
+        fusion,
+        explain,
     } = request;
     let mask = ReadMask::new::<pb::Precedent>(read_mask)?;
     let mut fields = Fields::default();
@@ -198,33 +324,46 @@ pub async fn find_precedents(
             TOP_K
         }
     };
+    let asked = Asked { exact: asks_exactly, text: words.is_some(), vector: near.is_some() };
+    let fusion = read_fusion(&mut fields, fusion, limit.into(), asked);
     let words = fields.finish(words)?;
-    if !asks_exactly && words.is_none() {
-        return Err(nothing("text", "or input or case_hash must be set"));
+    if !asks_exactly && words.is_none() && near.is_none() {
+        return Err(nothing("text", "or input, case_hash or near must be set"));
     }
+    let near = parts.read_near(&caller, near, fusion.leg_limit).await?;
+    let space = near.as_ref().map(|near| Arc::clone(&near.space));
     let find = Find {
         case_hash: asks_exactly.then_some(hash),
         words,
+        near,
+        fusion,
         filter: filter::selector(precedent::LISTING.fields, r#where, "where")?,
         limit: limit.into(),
         highlight,
+        explain,
     };
-    let (found, seq) = parts.store.find_precedents(&caller, find).await?;
-    let hit = |found: FoundPrecedent| {
-        let FoundPrecedent { precedent, score, exact_rank, text_rank, text_score, highlights } =
-            found;
+    let Found { hits, legs, incomplete, seq } = parts.store.find_precedents(&caller, find).await?;
+    let space = space.as_deref();
+    let hit = |(fused, (precedent, highlights)): (Fused, (Precedent, Vec<String>))| {
+        let (distance, vector_score) = word_distance(space, &fused);
         Ok(pb::find_precedents_response::Hit {
             precedent: Some(mask.apply(precedent.into())?),
-            score,
+            score: fused.score,
             // At most as many as a leg has rows.
-            exact_rank: exact_rank as i32,
-            text_rank: text_rank as i32,
-            text_score,
+            exact_rank: fused.exact_rank as i32,
+            text_rank: fused.text_rank as i32,
+            text_score: fused.text_score,
             highlights,
+            vector_rank: fused.vector_rank as i32,
+            distance,
+            vector_score,
+            embedding_id: fused.embedding_id.unwrap_or_default(),
         })
     };
     Ok(pb::FindPrecedentsResponse {
-        hits: found.into_iter().map(hit).collect::<Result<_>>()?,
+        hits: hits.into_iter().map(hit).collect::<Result<_>>()?,
         read_at: Some(parts.revision(&caller, seq)?),
+        incomplete,
+        legs: if explain { word_legs(&legs, fusion.leg_limit, space) } else { Vec::new() },
     })
 }

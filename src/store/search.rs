@@ -4,6 +4,7 @@
 //! has no place, are passed over by it. A text that no word narrows, because it has stop words only or
 //! words to be left out only, finds nothing: all else would be everything.
 
+pub mod hybrid;
 pub mod kinds;
 pub mod precedents;
 pub mod ranking;

@@ -197,7 +197,7 @@ const LOOSE_SQL: &[(&str, &str)] = &[
     ("src/store/vector_index/recall.rs", "an index is a table of its own"),
     ("src/store/purge.rs", "and of what is purged, whatever noun it is"),
     ("src/store/search/ranking.rs", "so are the filters of searches"),
-    ("src/store/search/precedents.rs", "and of precedents"),
+    ("src/store/search/hybrid.rs", "and of their legs"),
     ("src/store/precedent_reference.rs", "what is hidden depends on the revision"),
     ("src/store/training_example.rs", "and those of what a batch takes"),
     ("src/store/metrics_snapshot.rs", "and those of a series"),

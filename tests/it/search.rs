@@ -1,5 +1,7 @@
 //! Words over all that holds text, and the precedents of a case: whatever the text, whoever else is there.
 
+mod hybrid;
+mod indexed;
 mod ranking;
 
 use crate::help::*;
@@ -11,7 +13,7 @@ use casebook::store::filter::{Condition, Filter, Op};
 use casebook::store::postgres::Lane;
 use casebook::store::search::Words;
 use casebook::store::search::kinds::KINDS;
-use casebook::store::search::ranking::Search;
+use casebook::store::search::ranking::{Hidden, Search, Shown};
 use pb::ResourceKind;
 
 pub fn search(text: &str) -> pb::SearchRequest {
@@ -425,8 +427,8 @@ async fn no_text_makes_postgresql_raise() {
             after: None,
             limit: 10,
             snapshot: None,
-            highlight: false,
-            shown: None,
+            hidden: Hidden::Left,
+            shown: Shown::default(),
         };
         let (sql, params) = search.ranking("default");
         if let Err(error) = conn.client().query(&sql, &params.as_sql()).await {
@@ -484,8 +486,8 @@ async fn vectors_are_made_as_the_tables_make_them() {
                     after: None,
                     limit: 10,
                     snapshot,
-                    highlight: true,
-                    shown: None,
+                    hidden: Hidden::Left,
+                    shown: Shown { highlight: true, fields: None },
                 };
                 let (sql, params) = search.ranking("default");
                 if let Err(error) = conn.client().query(&sql, &params.as_sql()).await {

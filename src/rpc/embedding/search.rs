@@ -33,11 +33,11 @@ pub(in crate::rpc) fn word_method(method: Method) -> pb::SearchMethod {
     }
 }
 
-/// How a caller wants a search to be made. Paths are those of the parameters.
+/// How a caller wants a search to be made, of which so many hits are asked by that name. Paths are those of the parameters.
 pub(in crate::rpc) fn read_params(
     fields: &mut Fields,
     params: Option<pb::SearchParams>,
-    top_k: i32,
+    (name, least): (&str, i32),
 ) -> How {
     let Some(params) = params else { return How::default() };
     let pb::SearchParams { exact, ef_search, probes, candidates, max_scan_tuples } = params;
@@ -59,8 +59,9 @@ pub(in crate::rpc) fn read_params(
         candidates: number("candidates", candidates, 10_000).map(i64::from),
         max_scan_tuples: number("max_scan_tuples", max_scan_tuples, 10_000_000),
     };
-    if how.candidates.is_some_and(|candidates| candidates < top_k.into()) {
-        fields.wrong("candidates", format!("must be at least top_k, {top_k}, and is {candidates}"));
+    if how.candidates.is_some_and(|candidates| candidates < i64::from(least)) {
+        fields
+            .wrong("candidates", format!("must be at least {name}, {least}, and is {candidates}"));
     }
     how
 }
@@ -127,7 +128,7 @@ impl Parts {
                 }
             });
             let how = fields.within(&at, |fields| {
-                fields.within("params", |fields| read_params(fields, params, top_k))
+                fields.within("params", |fields| read_params(fields, params, ("top_k", top_k)))
             });
             let Some(target) = fields.finish(target)? else {
                 return Err(Error::internal("a query without a target"));
@@ -166,7 +167,7 @@ impl Parts {
     }
 
     /// The vector of an embedding, and its uid.
-    async fn vector_of(
+    pub(in crate::rpc) async fn vector_of(
         &self,
         caller: &Caller,
         space: &VectorSpace,

@@ -162,7 +162,7 @@ impl Parts {
         let mut fields = Fields::default();
         let sample = number(&mut fields, "sample_size", sample_size, 1, SAMPLE_MAX, SAMPLE);
         let top_k = number(&mut fields, "top_k", top_k, 1, TOP_K_MAX, TOP_K);
-        let how = fields.within("params", |fields| read_params(fields, params, top_k));
+        let how = fields.within("params", |fields| read_params(fields, params, ("top_k", top_k)));
         let how = fields.finish(how)?;
         let space = Arc::new(self.space(caller, "vector_space_id", vector_space_id, None).await?);
         let sample = usize::try_from(sample).map_err(Error::internal)?;

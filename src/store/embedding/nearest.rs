@@ -31,6 +31,37 @@ pub struct How {
     pub max_scan_tuples: Option<i32>,
 }
 
+impl How {
+    /// Whether going by the index is asked for, by settings of its own.
+    pub(in crate::store) fn is_wanted(&self) -> bool {
+        let Self { exact: _, ef_search, probes, candidates, max_scan_tuples } = self;
+        candidates.is_some() || ef_search.is_some() || probes.is_some() || max_scan_tuples.is_some()
+    }
+}
+
+/// Whether an index can be asked for a vector: whether it has a code that says enough of it, as `fits` in the migration.
+pub(in crate::store) fn has_code_for(index: &Index, space: &VectorSpace, target: &Numbers) -> bool {
+    if index.codes != FLOAT16 || space.metric == COSINE || space.storage != FLOAT32 {
+        return true;
+    }
+    let squares = target.values().iter().map(|value| f64::from(*value).powi(2));
+    (0.01..=65504.0).contains(&squares.sum::<f64>().sqrt())
+}
+
+/// The SQL for the code of a vector, as `vector_code` in the migration.
+pub(in crate::store) fn code_of(index: &Index, space: &VectorSpace, target: &str) -> String {
+    let (dimensions, (_, code_type)) = (space.dimensions, index.comparison(space));
+    match (index.codes, space.storage, space.metric) {
+        (BINARY, ..) => {
+            format!("public.binary_quantize({target}::public.vector({dimensions}))::bit({dimensions})")
+        }
+        (FLOAT16, FLOAT32, COSINE) => format!(
+            "public.l2_normalize({target}::public.vector({dimensions}))::{code_type}({dimensions})"
+        ),
+        _ => format!("{target}::{code_type}({dimensions})"),
+    }
+}
+
 /// A search for the embeddings nearest to a vector.
 #[derive(Clone)]
 pub struct Nearest {
@@ -129,25 +160,13 @@ impl Nearest {
     /// through all embeddings of the space for each candidate.
     pub fn by(&self, index: &Index, candidates: i64) -> Asked {
         let Metric { operator, column, sql_type } = Metric::of(&self.space);
-        let (compare, code_type) = index.comparison(&self.space);
+        let (compare, _) = index.comparison(&self.space);
         let mut params = Params::default();
         let conditions = self.conditions(&mut params);
         let target = params.push(self.target.values().to_vec());
         let (limit, most) = (params.push(self.top_k), params.push(candidates));
         let uid = params.push(index.uid);
-        let dimensions = self.space.dimensions;
-        let code = if index.codes == BINARY {
-            format!(
-                "public.binary_quantize({target}::public.vector({dimensions}))::bit({dimensions})"
-            )
-        } else if (index.codes, self.space.storage, self.space.metric) == (FLOAT16, FLOAT32, COSINE)
-        {
-            format!(
-                "public.l2_normalize({target}::public.vector({dimensions}))::{code_type}({dimensions})"
-            )
-        } else {
-            format!("{target}::{code_type}({dimensions})")
-        };
+        let code = code_of(index, &self.space, &target);
         let columns = Self::columns();
         let sql = format!(
             "WITH sealed AS MATERIALIZED (
@@ -229,15 +248,6 @@ fn read_near(rows: &[Row]) -> Result<Vec<Near>> {
 }
 
 const SEARCH: &str = "embedding.SEARCH";
-/// Whether a vector has a FLOAT16 code that says enough of it: as `fits` in the migration.
-fn has_float16_code(search: &Nearest) -> bool {
-    if search.space.metric == COSINE || search.space.storage != FLOAT32 {
-        return true;
-    }
-    let squares = search.target.values().iter().map(|value| f64::from(*value).powi(2));
-    (0.01..=65504.0).contains(&squares.sum::<f64>().sqrt())
-}
-
 const SAMPLE: &str = "embedding.SAMPLE";
 
 impl Store {
@@ -348,45 +358,46 @@ impl Store {
         let Some(index) = self.index_of(caller, &search.space).filter(|_| !search.how.exact) else {
             return Ok(None);
         };
-        // It has no code for such a vector.
-        if index.codes == FLOAT16 && !has_float16_code(search) {
+        if !has_code_for(&index, &search.space, &search.target) {
             return Ok(None);
         }
-        // Asked for by its own settings.
-        let How { ef_search, probes, candidates, max_scan_tuples, .. } = search.how;
-        let is_wanted = candidates.is_some()
-            || ef_search.is_some()
-            || probes.is_some()
-            || max_scan_tuples.is_some();
-        if is_wanted || !search.is_filtered {
+        if search.how.is_wanted() || !search.is_filtered {
             return Ok(Some(index));
         }
         let (sql, params) = search.sample(&index);
-        let key = Sha256::digest(format!("{sql} {params:?}")).into();
-        let selectivity = match self.selectivities.get(&key) {
-            Some(known) => known,
-            None => {
-                let look =
-                    Look { sql, params, common: false, since: None, settings: plan::exact() };
-                let rows = match self.glance(caller, SAMPLE, look).await {
-                    Ok(Glance { rows, .. }) => rows,
-                    Err(error) if is_gone(&error) => {
-                        self.refresh_indexes().await?;
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(error),
-                };
-                let (seen, matching): (i64, i64) = match rows.first() {
-                    Some(row) => (row.try_get("seen")?, row.try_get("matching")?),
-                    None => (0, 0),
-                };
-                let selectivity = plan::selectivity(seen, matching);
-                self.selectivities.put(key, selectivity);
-                selectivity
-            }
-        };
+        let Some(part) = self.part_left(caller, sql, params).await? else { return Ok(None) };
         let candidates = search.candidates(&index);
-        Ok(plan::is_index_better(index.rows, selectivity, candidates).then_some(index))
+        Ok(plan::is_index_better(index.rows, part, candidates).then_some(index))
+    }
+
+    /// What part of an index's codes a filter leaves, by a statement that counts those `seen` and those `matching` in a
+    /// sample; `None` where the index is gone.
+    pub(in crate::store) async fn part_left(
+        &self,
+        caller: &Caller,
+        sql: String,
+        params: Params,
+    ) -> Result<Option<f64>> {
+        let key = Sha256::digest(format!("{sql} {params:?}")).into();
+        if let Some(known) = self.selectivities.get(&key) {
+            return Ok(Some(known));
+        }
+        let look = Look { sql, params, common: false, since: None, settings: plan::exact() };
+        let rows = match self.glance(caller, SAMPLE, look).await {
+            Ok(Glance { rows, .. }) => rows,
+            Err(error) if is_gone(&error) => {
+                self.refresh_indexes().await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let (seen, matching): (i64, i64) = match rows.first() {
+            Some(row) => (row.try_get("seen")?, row.try_get("matching")?),
+            None => (0, 0),
+        };
+        let part = plan::selectivity(seen, matching);
+        self.selectivities.put(key, part);
+        Ok(Some(part))
     }
 
     /// The vectors of these versions of embeddings, by their uids and digests.

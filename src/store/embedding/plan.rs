@@ -30,7 +30,7 @@ const EF_SEARCH_MIN: i64 = 200;
 const SCAN_TUPLES_MAX: i32 = 200_000;
 
 /// The plan that looks at every embedding; PostgreSQL chooses how to find them.
-pub(super) fn exact() -> Vec<Setting> {
+pub(in crate::store) fn exact() -> Vec<Setting> {
     plan("on")
 }
 
@@ -54,6 +54,13 @@ pub(super) fn indexed(how: &How, candidates: i64) -> Vec<Setting> {
     settings
 }
 
+/// The same for a statement that also looks for words, whose indexes PostgreSQL only knows to scan by bitmaps.
+pub(in crate::store) fn indexed_beside_words(how: &How, candidates: i64) -> Vec<Setting> {
+    let mut settings = indexed(how, candidates);
+    settings.retain(|(name, _)| *name != "enable_bitmapscan");
+    settings
+}
+
 /// Lists that are looked into at first; an iterative scan goes on from there.
 const IVFFLAT_PROBES: i32 = 60;
 
@@ -74,7 +81,7 @@ fn plan(others: &str) -> Vec<Setting> {
 
 /// How many candidates make up for what codes lose, and for what a walk over a graph misses where a filter leaves few of
 /// the points that it comes by. Measured on real embeddings: see benches/vectors.rs.
-pub(super) fn candidates(codes: i16, top_k: i64, is_filtered: bool) -> i64 {
+pub(in crate::store) fn candidates(codes: i16, top_k: i64, is_filtered: bool) -> i64 {
     let wider = if is_filtered { FILTERED } else { 1 };
     match codes {
         BINARY => (top_k * 20 * wider).clamp(200 * wider, 1_000).max(top_k * 4),
@@ -95,7 +102,7 @@ pub(super) fn selectivity(seen: i64, matching: i64) -> f64 {
 }
 
 /// Whether an index finds so many candidates sooner than looking at all that the filter leaves.
-pub(super) fn is_index_better(rows: i64, selectivity: f64, candidates: i64) -> bool {
+pub(in crate::store) fn is_index_better(rows: i64, selectivity: f64, candidates: i64) -> bool {
     let points = candidates as f64 / selectivity;
     let rows = rows as f64;
     let exact_us = rows * ROW_US + rows * selectivity * VECTOR_US;
@@ -103,7 +110,7 @@ pub(super) fn is_index_better(rows: i64, selectivity: f64, candidates: i64) -> b
 }
 
 /// Whether a search failed because its index is gone: another has taken its place.
-pub(super) fn is_gone(error: &Error) -> bool {
+pub(in crate::store) fn is_gone(error: &Error) -> bool {
     error.reason() == Reason::SchemaOutdated
 }
 

@@ -5,8 +5,9 @@
 //! with what has changed since, not with the pages before. What is deleted meanwhile is left out, which moves nothing
 //! else.
 
+use super::hybrid::Fused;
 use super::kinds::{KINDS, Kind};
-use super::{Words, headline, passages};
+use super::{Wanted, Words, headline, passages};
 use crate::store::Store;
 use crate::store::caller::Caller;
 use crate::store::canonical::Json;
@@ -30,9 +31,8 @@ pub struct Search {
     pub limit: i64,
     /// The log number to be read at; none means now.
     pub snapshot: Option<i64>,
-    pub highlight: bool,
-    /// Names of the fields to show, as far as a kind has them.
-    pub shown: Option<Vec<String>>,
+    pub hidden: Hidden,
+    pub shown: Shown,
 }
 
 /// Where a hit stands in its ranking: better scores first, and of the same score smaller uids.
@@ -67,36 +67,8 @@ impl Search {
     pub fn ranking(&self, tenant: &str) -> (String, Params) {
         let mut params = Params::default();
         let wanted = self.words.bind(tenant, &mut params);
-        let mut branches = Vec::new();
-        for (n, (kind, filter)) in self.kinds.iter().enumerate() {
-            let query = ListQuery {
-                filter: filter.clone(),
-                snapshot: self.snapshot,
-                ..ListQuery::default()
-            };
-            let mut sources = kind.listing.sources(&query, &mut params).into_iter();
-            let common = query.conditions(&mut params);
-            let mut branch = |source: Source, vector: &str, matches: String, restored: bool| {
-                let rank = wanted.rank(vector);
-                let select = format!(
-                    "{n} AS kind, d.id, d.uid, d.version, {rank} AS score, {restored} AS restored"
-                );
-                branches.push(source.rows(&select, &[&common, &[matches]]));
-            };
-            if let Some(current) = sources.next() {
-                branch(current, "d.search", wanted.in_table("d.search"), false);
-            }
-            if let Some(Source { from, condition }) = sources.next() {
-                let (table, vector) = (kind.listing.table, kind.vector);
-                let from =
-                    format!("{from}\nCROSS JOIN LATERAL (SELECT {vector} AS search OFFSET 0) AS v");
-                let lives = format!(
-                    "{} AND EXISTS (SELECT FROM {table} AS t WHERE t.uid = d.uid AND t.delete_time IS NULL)",
-                    wanted.in_vector("v.search"),
-                );
-                branch(Source { from, condition }, "v.search", lives, true);
-            }
-        }
+        let Self { kinds, snapshot, hidden, .. } = self;
+        let branches = text_branches(kinds, &wanted, *snapshot, *hidden, "", &mut params);
         let mut conditions = vec![format!("hit.score >= {}", params.push(self.min_score))];
         if let Some(Place { score, uid }) = self.after {
             let (score, uid) = (params.push(score), params.push(uid));
@@ -112,15 +84,86 @@ impl Search {
         );
         (sql, params)
     }
+}
+
+/// What is shown of hits beside their names.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    pub highlight: bool,
+    /// Names of the fields to show, as far as a kind has them.
+    pub fields: Option<Vec<String>>,
+}
+
+/// What becomes of what was deleted since the moment that a search is read at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hidden {
+    /// It is left out.
+    #[default]
+    Left,
+    /// It is found, as it was.
+    Shown,
+}
+
+/// How words are found in each kind: its place among the kinds, id, uid, version, score and whether the version is in the
+/// log only; and `more`, columns that are the same everywhere.
+pub(super) fn text_branches(
+    kinds: &[(&'static Kind, Filter)],
+    wanted: &Wanted,
+    snapshot: Option<i64>,
+    hidden: Hidden,
+    more: &str,
+    params: &mut Params,
+) -> Vec<String> {
+    let mut branches = Vec::new();
+    for (n, (kind, filter)) in kinds.iter().enumerate() {
+        let query = ListQuery { filter: filter.clone(), snapshot, ..ListQuery::default() };
+        let mut sources = kind.listing.sources(&query, params).into_iter();
+        let common = query.conditions(params);
+        let mut branch = |source: Source, vector: &str, matches: String, restored: bool| {
+            let rank = wanted.rank(vector);
+            let select = format!(
+                "{n} AS kind, d.id, d.uid, d.version, {rank} AS score, {restored} AS restored{more}"
+            );
+            branches.push(source.rows(&select, &[&common, &[matches]]));
+        };
+        if let Some(current) = sources.next() {
+            branch(current, "d.search", wanted.in_table("d.search"), false);
+        }
+        if let Some(Source { from, condition }) = sources.next() {
+            let (table, vector) = (kind.listing.table, kind.vector);
+            let from =
+                format!("{from}\nCROSS JOIN LATERAL (SELECT {vector} AS search OFFSET 0) AS v");
+            let mut matches = wanted.in_vector("v.search");
+            if hidden == Hidden::Left {
+                matches.push_str(&format!(
+                    " AND EXISTS (SELECT FROM {table} AS t WHERE t.uid = d.uid AND t.delete_time IS NULL)"
+                ));
+            }
+            branch(Source { from, condition }, "v.search", matches, true);
+        }
+    }
+    branches
+}
+
+impl Shown {
+    fn is_nothing(&self) -> bool {
+        !self.highlight && self.fields.is_none()
+    }
 
     /// Passages and fields of hits of one kind, by uid. Of those in the log only, ids and versions tell which.
-    fn details(&self, kind: &Kind, hits: &[Found], restored: bool) -> (String, Params) {
+    fn details(
+        &self,
+        words: Option<&Words>,
+        kind: &Kind,
+        hits: &[Found],
+        restored: bool,
+    ) -> (String, Params) {
         let mut params = Params::default();
-        let headline = match self.highlight {
-            true => headline(&self.words.query(&mut params), kind.texts),
-            false => "''".into(),
+        let headline = match words.filter(|_| self.highlight) {
+            Some(words) => headline(&words.query(&mut params), kind.texts),
+            None => "''".into(),
         };
-        let shown = self.shown.iter().flatten().filter_map(|name| kind.field(name));
+        let shown = self.fields.iter().flatten().filter_map(|name| kind.field(name));
         let shown: Vec<_> =
             shown.map(|field| format!("'{}', {}", field.name, rendered(field))).collect();
         let uids: Vec<Uuid> = hits.iter().map(|hit| hit.uid).collect();
@@ -156,7 +199,7 @@ impl Search {
         everything && usual && self.after.is_none()
     }
 
-    fn hits(&self, found: Vec<Found>, details: &mut Details) -> Result<Vec<Hit>> {
+    fn hits(&self, found: Vec<Found>, details: &mut AllDetails) -> Result<Vec<Hit>> {
         let hits = found.into_iter().map(|found| {
             let Found { kind, id, uid, version, score, .. } = found;
             let (kind, _) = self
@@ -164,7 +207,6 @@ impl Search {
                 .get(kind)
                 .ok_or_else(|| Error::internal("a hit of a kind not asked for"))?;
             let (highlights, fields) = details.remove(&uid).unwrap_or_default();
-            let fields = self.shown.as_ref().and(fields);
             let place = Place { score, uid };
             Ok(Hit { kind, id, version, place, highlights, fields })
         });
@@ -188,9 +230,16 @@ fn rendered(field: &Field) -> String {
     }
 }
 
+impl From<&Fused> for Found {
+    fn from(hit: &Fused) -> Self {
+        let Fused { kind, id, uid, version, score, restored, .. } = hit.clone();
+        Self { kind, id, uid, version, score, restored }
+    }
+}
+
 /// A hit without what is shown of it.
 #[derive(Clone)]
-struct Found {
+pub(super) struct Found {
     kind: usize,
     id: String,
     uid: Uuid,
@@ -219,7 +268,7 @@ fn read_found(rows: &[Row]) -> Result<Vec<Found>> {
 impl Store {
     /// One page of a ranking.
     pub async fn search(&self, caller: &Caller, search: Search) -> Result<Hits> {
-        if search.snapshot.is_none() && !search.highlight && search.shown.is_none() {
+        if search.snapshot.is_none() && search.shown.is_nothing() {
             let (sql, params) = search.ranking(&caller.tenant);
             let look =
                 Look { sql, params, common: search.is_common(), since: None, settings: Vec::new() };
@@ -227,7 +276,7 @@ impl Store {
             let mut found = read_found(&rows)?;
             let more = found.len() as i64 > search.limit;
             found.truncate(search.limit as usize);
-            return Ok(Hits { hits: search.hits(found, &mut Details::new())?, more, seq: head });
+            return Ok(Hits { hits: search.hits(found, &mut AllDetails::new())?, more, seq: head });
         }
         let asked = Arc::new((search, caller.tenant.to_string()));
         self.snapshot(caller, OP, move |snapshot| {
@@ -247,7 +296,8 @@ impl Store {
                 let mut found = read_found(&snapshot.dynamic(&sql, &params).await?)?;
                 let more = found.len() as i64 > search.limit;
                 found.truncate(search.limit as usize);
-                let mut details = details_of(&snapshot, search, &found).await?;
+                let Search { kinds, words, shown, .. } = search;
+                let mut details = details_of(&snapshot, kinds, Some(words), shown, &found).await?;
                 let hits = search.hits(found, &mut details)?;
                 snapshot.end(Hits { hits, more, seq }).await
             })
@@ -256,12 +306,21 @@ impl Store {
     }
 }
 
-type Details = HashMap<Uuid, (Vec<String>, Option<Json>)>;
+/// The passages of a hit, and its fields where some are to be shown.
+pub type Details = (Vec<String>, Option<Json>);
+
+type AllDetails = HashMap<Uuid, Details>;
 
 /// What is shown of a page's hits beside their names. Only of these, because passages cost more than ranking.
-async fn details_of(snapshot: &Snapshot, search: &Search, found: &[Found]) -> Result<Details> {
-    let mut details = Details::new();
-    if !search.highlight && search.shown.is_none() {
+pub(super) async fn details_of(
+    snapshot: &Snapshot,
+    kinds: &[(&'static Kind, Filter)],
+    words: Option<&Words>,
+    shown: &Shown,
+    found: &[Found],
+) -> Result<AllDetails> {
+    let mut details = AllDetails::new();
+    if shown.is_nothing() {
         return Ok(details);
     }
     let mut groups: BTreeMap<(usize, bool), Vec<Found>> = BTreeMap::new();
@@ -269,11 +328,13 @@ async fn details_of(snapshot: &Snapshot, search: &Search, found: &[Found]) -> Re
         groups.entry((hit.kind, hit.restored)).or_default().push(hit.clone());
     }
     for ((kind, restored), hits) in groups {
-        let Some((kind, _)) = search.kinds.get(kind) else { continue };
-        let (sql, params) = search.details(kind, &hits, restored);
+        let Some((kind, _)) = kinds.get(kind) else { continue };
+        let (sql, params) = shown.details(words, kind, &hits, restored);
         for row in snapshot.dynamic(&sql, &params).await? {
             let headline: &str = row.try_get("headline")?;
-            details.insert(row.try_get("uid")?, (passages(headline), Some(row.try_get("fields")?)));
+            let fields = row.try_get("fields")?;
+            let fields = shown.fields.as_ref().and(Some(fields));
+            details.insert(row.try_get("uid")?, (passages(headline), fields));
         }
     }
     Ok(details)

@@ -11,9 +11,10 @@ use casebook::pb;
 use casebook::store::filter::Filter;
 use casebook::store::postgres::Lane;
 use casebook::store::search::Words;
+use casebook::store::search::hybrid::Fusion;
 use casebook::store::search::kinds::kind;
 use casebook::store::search::precedents::Find;
-use casebook::store::search::ranking::Search;
+use casebook::store::search::ranking::{Hidden, Search, Shown};
 use pb::ResourceKind;
 use tokio_postgres::types::ToSql;
 
@@ -321,8 +322,8 @@ async fn the_index_alone_passes_over_a_large_neighbour() {
         after: None,
         limit: 50,
         snapshot,
-        highlight: false,
-        shown: None,
+        hidden: Hidden::Left,
+        shown: Shown::default(),
     };
     for (tenant, text, most) in [
         ("small", "heron", 300.0),
@@ -346,11 +347,14 @@ async fn the_index_alone_passes_over_a_large_neighbour() {
         let find = Find {
             case_hash: Some("h7".into()),
             words: Some(Words::new(text)),
+            near: None,
+            fusion: Fusion::default(),
             filter: everything(),
             limit: 10,
             highlight: true,
+            explain: false,
         };
-        let (sql, params) = find.sql(tenant);
+        let (sql, params) = find.sql(tenant, None).unwrap();
         let plan = explain(tenant, &sql, &params.as_sql()).await;
         for index in ["precedent_search", "precedent_case"] {
             let scan = plan.iter().find(|(_, name, _)| name == index);

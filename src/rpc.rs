@@ -33,6 +33,7 @@ pub mod precondition;
 pub mod resource;
 pub mod retention_policy;
 pub mod search;
+pub mod search_receipt;
 pub mod service_health;
 pub mod status;
 pub mod stream;

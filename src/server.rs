@@ -179,6 +179,7 @@ pub fn program(tenant: &str, principal: &str, method: &'static str) -> Caller {
         actor: Arc::clone(&nothing),
         roles: Roles::ALL,
         strict_references: false,
+        is_read_only: false,
         is_system: true,
         expire_time: None,
         address: Arc::clone(&nothing),

@@ -40,6 +40,7 @@ pub mod read;
 pub mod request_ledger;
 pub mod retention_policy;
 pub mod search;
+pub mod search_receipt;
 pub mod service_health;
 pub mod snapshot;
 pub mod status;
@@ -84,6 +85,7 @@ pub const NOUNS: &[&Facts] = &[
     &precedent::FACTS,
     &precedent_reference::FACTS,
     &retention_policy::FACTS,
+    &search_receipt::FACTS,
     &service_health::FACTS,
     &tenant::FACTS,
     &training_example::FACTS,

@@ -131,6 +131,7 @@ impl Authenticator {
             actor: actor(&parts.headers)?,
             roles: principal.roles,
             strict_references: principal.standing.strict_references,
+            is_read_only: principal.standing.state != TenantState::Active,
             is_system: principal.is_system,
             expire_time: principal.expire_time,
             address: address(&parts.extensions),

@@ -220,7 +220,10 @@ const RULES: &[(&str, Rule)] = &[
     ("/casebook.v1.PrecedentService/ListPrecedentReferences", READ),
     ("/casebook.v1.PrecedentService/FindPrecedents", READ),
 
+    // Its handler, like that of the others that keep receipts, wants the right to write where one is to be kept.
     ("/casebook.v1.SearchService/Search", READ),
+    ("/casebook.v1.SearchService/GetSearchReceipt", READ),
+    ("/casebook.v1.SearchService/ReplaySearch", READ),
 
     ("/casebook.v1.VectorSpaceService/CreateVectorSpace", WRITE),
     ("/casebook.v1.VectorSpaceService/GetVectorSpace", READ),

@@ -5,6 +5,8 @@ pub(super) mod search;
 
 use super::descriptor::ReadMask;
 use super::ingest::{Acknowledged, Acknowledgements, Bulk, explained};
+use super::search::legs::Again;
+use super::search_receipt::may_keep;
 use super::wire::{self, Fields, LONG_TEXT_BYTES_MAX, kind_name, kind_number};
 use super::{Answer, Api, Paged, Parts, Selection, json, open};
 use crate::pb;
@@ -139,13 +141,27 @@ impl pb::vector_service_server::VectorService for Api {
         request: Request<pb::SearchVectorsRequest>,
     ) -> Answer<pb::SearchVectorsResponse> {
         let (caller, request) = open(request)?;
-        let pb::SearchVectorsRequest { query, consistency, read_mask } = request;
+        let pb::SearchVectorsRequest { query, consistency, read_mask, keep_receipt } = request;
         let query = query.ok_or_else(|| Error::invalid("query", "is required"))?;
+        may_keep(&caller, keep_receipt)?;
+        let asked = keep_receipt.then(|| query.clone());
         let queries = vec![("query".to_owned(), query)];
-        let (found, seq) = self.search_spaces(&caller, queries, consistency, read_mask).await?;
-        let Hits { hits, method, incomplete } = super::only(found)?;
+        let again = Again { seq: self.read_at(&caller, consistency).await?, ..Again::default() };
+        let (found, seq) = self.search_spaces(&caller, queries, again, read_mask).await?;
+        let found = super::only(found)?;
+        let search_receipt_id = match asked {
+            Some(query) => self.keep(&caller, found.to_keep(query, seq)).await?,
+            None => String::new(),
+        };
+        let Hits { hits, method, incomplete, .. } = found;
         let read_at = Some(self.revision(&caller, seq)?);
-        Ok(Response::new(pb::SearchVectorsResponse { hits, read_at, method, incomplete }))
+        Ok(Response::new(pb::SearchVectorsResponse {
+            hits,
+            read_at,
+            method,
+            incomplete,
+            search_receipt_id,
+        }))
     }
 
     async fn batch_search_vectors(
@@ -165,11 +181,12 @@ impl pb::vector_service_server::VectorService for Api {
         }
         let queries = queries.into_iter().enumerate();
         let queries = queries.map(|(n, query)| (format!("queries[{n}]"), query)).collect();
-        let (found, seq) = self.search_spaces(&caller, queries, consistency, read_mask).await?;
+        let again = Again { seq: self.read_at(&caller, consistency).await?, ..Again::default() };
+        let (found, seq) = self.search_spaces(&caller, queries, again, read_mask).await?;
         let results = found.into_iter();
         Ok(Response::new(pb::BatchSearchVectorsResponse {
             results: results
-                .map(|Hits { hits, method, incomplete }| {
+                .map(|Hits { hits, method, incomplete, .. }| {
                     pb::batch_search_vectors_response::Result { hits, method, incomplete }
                 })
                 .collect(),

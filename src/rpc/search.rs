@@ -1,15 +1,17 @@
 //! SearchService, and the precedents of a case.
 
-mod legs;
+pub(super) mod legs;
 
 use super::descriptor::ReadMask;
-use super::page::{Binding, Pager, unpaged};
+use super::page::{Binding, Pager, RankedPage, unpaged};
 use super::precedent::case_hash;
+use super::search_receipt::{Keep, KeptHit, kept_near, may_keep};
 use super::wire::{Fields, kind_name, kind_number};
 use super::{Answer, Api, Paged as _, Parts, filter, object, open};
 use crate::error::Violation;
 use crate::pb;
 use crate::store::caller::Caller;
+use crate::store::embedding::nearest::Method;
 use crate::store::filter::Filter;
 use crate::store::precedent::{self, Precedent};
 use crate::store::search::Words;
@@ -19,7 +21,7 @@ use crate::store::search::precedents::Find;
 use crate::store::search::ranking::{Details, Hidden, Hit, Search, Shown};
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Reason, Result};
-use legs::{Asked, read_fusion, word_distance, word_legs};
+use legs::{Again, Asked, read_fusion, word_distance, word_legs};
 use prost::Message as _;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -34,73 +36,192 @@ const TOP_K_MAX: i32 = 1000;
 #[tonic::async_trait]
 impl pb::search_service_server::SearchService for Api {
     async fn search(&self, request: Request<pb::SearchRequest>) -> Answer<pb::SearchResponse> {
-        let (caller, mut request) = open(request)?;
-        if request.near.is_some() {
-            return Ok(Response::new(self.search_near(&caller, request).await?));
-        }
+        let (caller, request) = open(request)?;
+        may_keep(&caller, request.keep_receipt)?;
+        let answer = match request.near {
+            Some(_) => self.search_near(&caller, request).await?,
+            None => self.search_words(&caller, request).await?,
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn get_search_receipt(
+        &self,
+        request: Request<pb::GetSearchReceiptRequest>,
+    ) -> Answer<pb::GetSearchReceiptResponse> {
+        Ok(Response::new(Parts::get_search_receipt(self, request).await?))
+    }
+
+    async fn replay_search(
+        &self,
+        request: Request<pb::ReplaySearchRequest>,
+    ) -> Answer<pb::ReplaySearchResponse> {
+        Ok(Response::new(Parts::replay_search(self, request).await?))
+    }
+}
+
+/// A request without what only says how it is answered.
+fn bare(request: &pb::SearchRequest, limit: i64) -> pb::SearchRequest {
+    // At most as many as a page has.
+    let page = pb::PageRequest { page_size: limit as i32, ..Default::default() };
+    pb::SearchRequest {
+        page: Some(page),
+        read_mask: None,
+        highlight: false,
+        explain: false,
+        keep_receipt: false,
+        ..request.clone()
+    }
+}
+
+/// A search for words alone, of what is not known from its page.
+fn read_by_words(request: pb::SearchRequest, page: RankedPage, hidden: Hidden) -> Result<Search> {
+    let pb::SearchRequest {
+        page: _,
+        r#where,
+        read_mask,
+        kinds,
+        text,
+        highlight,
+        min_score,
+        near: _,
+        fusion,
+        explain: _,
+        keep_receipt: _,
+    } = request;
+    let kinds = read_kinds(kinds)?;
+    let mut fields = Fields::default();
+    let words = read_words(&mut fields, text);
+    let min_score = min_score.map(|score| fields.confidence("min_score", score));
+    if fusion.is_some() {
+        fields.wrong("fusion", "is only taken together with near");
+    }
+    let words = fields.finish(words)?;
+    let words = words.ok_or_else(|| nothing("text", "must have at least 1 byte"))?;
+    Ok(Search {
+        shown: Shown { highlight, fields: read_shown(&kinds, read_mask)? },
+        kinds: read_filters(kinds, r#where)?,
+        words,
+        min_score: min_score.unwrap_or(0.0),
+        after: page.after,
+        limit: page.size,
+        snapshot: page.snapshot,
+        hidden,
+    })
+}
+
+impl Parts {
+    /// How many hits a page has that is the only one, or the first.
+    fn page_size(&self, caller: &Caller, page: Option<pb::PageRequest>) -> Result<i64> {
+        let binding = Binding::new(&caller.tenant, caller.method, &[]);
+        let (now, sizes) = (SystemTime::now(), self.page_sizes);
+        Ok(Pager { key: &self.token_key, binding, now, sizes }.ranked(page, HITS_MAX)?.size)
+    }
+
+    async fn search_words(
+        &self,
+        caller: &Caller,
+        mut request: pb::SearchRequest,
+    ) -> Result<pb::SearchResponse> {
         let page = request.page_mut().take();
+        if request.keep_receipt && page.as_ref().is_some_and(|page| !page.page_token.is_empty()) {
+            let first = "is only taken with the first page";
+            return Err(Error::invalid("keep_receipt", first));
+        }
         request.page = unpaged(page.as_ref());
-        let binding = Binding::new(&caller.tenant, caller.method, &request.encode_to_vec());
+        // What is kept of one page is not asked of the next.
+        let of_all = pb::SearchRequest { keep_receipt: false, ..request.clone() };
+        let binding = Binding::new(&caller.tenant, caller.method, &of_all.encode_to_vec());
         let (now, sizes) = (SystemTime::now(), self.page_sizes);
         let pager = Pager { key: &self.token_key, binding, now, sizes };
         let page = pager.ranked(page, HITS_MAX)?;
-
-        let pb::SearchRequest {
-            page: _,
-            r#where,
-            read_mask,
-            kinds,
-            text,
-            highlight,
-            min_score,
-            near: _,
-            fusion,
-            explain,
-        } = request;
-        let kinds = read_kinds(kinds)?;
-        let mut fields = Fields::default();
-        let words = read_words(&mut fields, text);
-        let min_score = min_score.map(|score| fields.confidence("min_score", score));
-        if fusion.is_some() {
-            fields.wrong("fusion", "is only taken together with near");
-        }
-        let words = fields.finish(words)?;
-        let words = words.ok_or_else(|| nothing("text", "must have at least 1 byte"))?;
-        let search = Search {
-            shown: Shown { highlight, fields: read_shown(&kinds, read_mask)? },
-            kinds: read_filters(kinds, r#where)?,
-            words,
-            min_score: min_score.unwrap_or(0.0),
-            after: page.after,
-            limit: page.size,
-            snapshot: page.snapshot,
-            hidden: Hidden::Left,
+        let (explain, keep) = (request.explain, request.keep_receipt);
+        let asked = keep.then(|| bare(&request, page.size));
+        let passed = page.passed;
+        let search = read_by_words(request, page, Hidden::Left)?;
+        let found = self.store.search(caller, search).await?;
+        let search_receipt_id = match asked {
+            Some(asked) => {
+                let (request, hits) = (asked.encode_to_vec(), KeptHit::of_ranked(&found.hits));
+                let (seq, exact, space, like) = (found.seq, true, None, None);
+                self.keep(caller, Keep { request, hits, seq, exact, space, like }).await?
+            }
+            None => String::new(),
         };
-        let found = self.store.search(&caller, search).await?;
-        let passed = page.passed + found.hits.len() as i64;
+        let passed = passed + found.hits.len() as i64;
         let next_page_token = match found.hits.last() {
             Some(last) if found.more && passed < HITS_MAX => {
                 pager.next_ranked(passed, last.place, found.seq)?
             }
             _ => String::new(),
         };
-        let read_at = Some(self.revision(&caller, found.seq)?);
-        let page = pb::PageInfo { next_page_token, read_at, ..Default::default() };
+        let read_at = Some(self.revision(caller, found.seq)?);
+        let page = Some(pb::PageInfo { next_page_token, read_at, ..Default::default() });
         let told = LegFound { name: "text", hits: passed, ..LegFound::default() };
         let legs = if explain { word_legs(&[told], HITS_MAX, None) } else { Vec::new() };
         let hits = found.hits.into_iter().map(hit).collect();
-        let page = Some(page);
-        Ok(Response::new(pb::SearchResponse { hits, page, incomplete: false, legs }))
+        Ok(pb::SearchResponse { hits, page, incomplete: false, legs, search_receipt_id })
     }
-}
 
-impl Parts {
+    /// A search for words alone that is made again.
+    pub(super) fn again_by_words(
+        &self,
+        request: pb::SearchRequest,
+        again: Again,
+    ) -> Result<Search> {
+        let size = request.page.as_ref().map_or(0, |page| i64::from(page.page_size));
+        let page = RankedPage { size, passed: 0, after: None, snapshot: again.seq };
+        read_by_words(request, page, Hidden::Shown)
+    }
+
     /// A search with a vector leg: one page.
     async fn search_near(
         &self,
         caller: &Caller,
         request: pb::SearchRequest,
     ) -> Result<pb::SearchResponse> {
+        let (explain, keep) = (request.explain, request.keep_receipt);
+        let asked = keep.then(|| request.clone());
+        let (hybrid, shown) = self.read_hybrid(caller, request, Again::default()).await?;
+        let (leg_limit, limit) = (hybrid.fusion.leg_limit, hybrid.limit);
+        let near = hybrid.near.clone();
+        let space = near.as_ref().map(|near| Arc::clone(&near.space));
+        let names: Vec<&'static Kind> = hybrid.kinds.iter().map(|(kind, _)| *kind).collect();
+        let Found { hits, legs, incomplete, seq } = self.store.fuse(caller, hybrid, shown).await?;
+        let search_receipt_id = match asked {
+            Some(asked) => {
+                let params = asked.near.as_ref().and_then(|near| near.params);
+                let bare = pb::SearchRequest {
+                    near: near.as_ref().map(|near| kept_near(near, params)),
+                    ..bare(&asked, limit)
+                };
+                let hits = KeptHit::of_fused(hits.iter().map(|(fused, _)| fused), &names)?;
+                let (space, like) = Keep::near(near.as_ref());
+                let (request, exact) = (bare.encode_to_vec(), is_exact(&legs));
+                self.keep(caller, Keep { request, hits, seq, exact, space, like }).await?
+            }
+            None => String::new(),
+        };
+        let space = space.as_deref();
+        let legs = if explain { word_legs(&legs, leg_limit, space) } else { Vec::new() };
+        let hits = hits.into_iter().map(|hit| word_fused(hit, &names, space));
+        let read_at = Some(self.revision(caller, seq)?);
+        Ok(pb::SearchResponse {
+            hits: hits.collect::<Result<_>>()?,
+            page: Some(pb::PageInfo { read_at, ..Default::default() }),
+            incomplete,
+            legs,
+            search_receipt_id,
+        })
+    }
+
+    /// A search with a vector leg, and what is shown of its hits.
+    pub(super) async fn read_hybrid(
+        &self,
+        caller: &Caller,
+        request: pb::SearchRequest,
+        again: Again,
+    ) -> Result<(Hybrid, Shown)> {
         let pb::SearchRequest {
             page,
             r#where,
@@ -112,15 +233,13 @@ impl Parts {
             near,
             fusion,
             explain,
+            keep_receipt: _,
         } = request;
         if page.as_ref().is_some_and(|page| !page.page_token.is_empty()) {
             let one = "must be empty together with near: there is one page";
             return Err(Error::invalid("page.page_token", one));
         }
-        let binding = Binding::new(&caller.tenant, caller.method, &[]);
-        let (now, sizes) = (SystemTime::now(), self.page_sizes);
-        let limit =
-            Pager { key: &self.token_key, binding, now, sizes }.ranked(page, HITS_MAX)?.size;
+        let limit = self.page_size(caller, page)?;
         let kinds = read_kinds(kinds)?;
         let mut fields = Fields::default();
         let words = read_words(&mut fields, text);
@@ -131,35 +250,87 @@ impl Parts {
         let asked = Asked { exact: false, text: words.is_some(), vector: true };
         let fusion = read_fusion(&mut fields, fusion, limit, asked);
         let words = fields.finish(words)?;
-        let near = self.read_near(caller, near, fusion.leg_limit).await?;
-        let space = near.as_ref().map(|near| Arc::clone(&near.space));
+        let near = self.read_near(caller, near, fusion.leg_limit, again).await?;
         let shown = Shown { highlight, fields: read_shown(&kinds, read_mask)? };
-        let kinds = read_filters(kinds, r#where)?;
-        let names: Vec<&'static Kind> = kinds.iter().map(|(kind, _)| *kind).collect();
         let hybrid = Hybrid {
-            kinds,
+            kinds: read_filters(kinds, r#where)?,
             case_hash: None,
             words,
             near,
             fusion,
             min_score: min_score.unwrap_or(0.0),
             limit,
-            snapshot: None,
+            snapshot: again.seq,
             explain,
         };
-        let Found { hits, legs, incomplete, seq } = self.store.fuse(caller, hybrid, shown).await?;
-        let space = space.as_deref();
-        let legs = if explain { word_legs(&legs, fusion.leg_limit, space) } else { Vec::new() };
-        let hits = hits.into_iter().map(|hit| word_fused(hit, &names, space));
-        let page =
-            pb::PageInfo { read_at: Some(self.revision(caller, seq)?), ..Default::default() };
-        Ok(pb::SearchResponse {
-            hits: hits.collect::<Result<_>>()?,
-            page: Some(page),
-            incomplete,
-            legs,
+        Ok((hybrid, shown))
+    }
+
+    /// The search that FindPrecedents asks for.
+    pub(super) async fn read_find(
+        &self,
+        caller: &Caller,
+        request: pb::FindPrecedentsRequest,
+        again: Again,
+    ) -> Result<Find> {
+        let pb::FindPrecedentsRequest {
+            input,
+            case_hash: given,
+            text,
+            r#where,
+            top_k,
+            highlight,
+            read_mask: _,
+            near,
+            fusion,
+            explain,
+            keep_receipt: _,
+        } = request;
+        let mut fields = Fields::default();
+        if input.is_some() && !given.is_empty() {
+            fields.wrong("case_hash", "must not be set together with input");
+        }
+        let is_hash = given.len() == 64
+            && given.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !given.is_empty() && !is_hash {
+            fields.wrong("case_hash", "must be 64 lower-case hexadecimal digits");
+        }
+        let asks_exactly = input.is_some() || !given.is_empty();
+        let hash = match input {
+            Some(input) => case_hash(&fields.object("input", Some(input))),
+            None => given,
+        };
+        let words = read_words(&mut fields, text);
+        let limit = match top_k {
+            0 => TOP_K,
+            1..=TOP_K_MAX => top_k,
+            _ => {
+                fields.wrong("top_k", format!("must be 0 to {TOP_K_MAX}"));
+                TOP_K
+            }
+        };
+        let asked = Asked { exact: asks_exactly, text: words.is_some(), vector: near.is_some() };
+        let fusion = read_fusion(&mut fields, fusion, limit.into(), asked);
+        let words = fields.finish(words)?;
+        if !asks_exactly && words.is_none() && near.is_none() {
+            return Err(nothing("text", "or input, case_hash or near must be set"));
+        }
+        Ok(Find {
+            case_hash: asks_exactly.then_some(hash),
+            words,
+            near: self.read_near(caller, near, fusion.leg_limit, again).await?,
+            fusion,
+            filter: filter::selector(precedent::LISTING.fields, r#where, "where")?,
+            limit: limit.into(),
+            highlight,
+            explain,
         })
     }
+}
+
+/// Whether a search looked at everything.
+fn is_exact(legs: &[LegFound]) -> bool {
+    legs.iter().all(|leg| leg.method == Method::Exact)
 }
 
 fn word_fused(
@@ -287,62 +458,38 @@ pub async fn find_precedents(
     parts: &Parts,
     request: Request<pb::FindPrecedentsRequest>,
 ) -> Result<pb::FindPrecedentsResponse> {
-    let (caller, request) = open(request)?;
-    let pb::FindPrecedentsRequest {
-        input,
-        case_hash: given,
-        text,
-        r#where,
-        top_k,
-        highlight,
-        read_mask,
-        near,
-        fusion,
-        explain,
-    } = request;
-    let mask = ReadMask::new::<pb::Precedent>(read_mask)?;
-    let mut fields = Fields::default();
-    if input.is_some() && !given.is_empty() {
-        fields.wrong("case_hash", "must not be set together with input");
-    }
-    let is_hash = given.len() == 64
-        && given.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if !given.is_empty() && !is_hash {
-        fields.wrong("case_hash", "must be 64 lower-case hexadecimal digits");
-    }
-    let asks_exactly = input.is_some() || !given.is_empty();
-    let hash = match input {
-        Some(input) => case_hash(&fields.object("input", Some(input))),
-        None => given,
-    };
-    let words = read_words(&mut fields, text);
-    let limit = match top_k {
-        0 => TOP_K,
-        1..=TOP_K_MAX => top_k,
-        _ => {
-            fields.wrong("top_k", format!("must be 0 to {TOP_K_MAX}"));
-            TOP_K
-        }
-    };
-    let asked = Asked { exact: asks_exactly, text: words.is_some(), vector: near.is_some() };
-    let fusion = read_fusion(&mut fields, fusion, limit.into(), asked);
-    let words = fields.finish(words)?;
-    if !asks_exactly && words.is_none() && near.is_none() {
-        return Err(nothing("text", "or input, case_hash or near must be set"));
-    }
-    let near = parts.read_near(&caller, near, fusion.leg_limit).await?;
+    let (caller, mut request) = open(request)?;
+    may_keep(&caller, request.keep_receipt)?;
+    let mask = ReadMask::new::<pb::Precedent>(request.read_mask.take())?;
+    let (explain, keep) = (request.explain, request.keep_receipt);
+    let asked = keep.then(|| request.clone());
+    let find = parts.read_find(&caller, request, Again::default()).await?;
+    let (leg_limit, hash, near) =
+        (find.fusion.leg_limit, find.case_hash.clone().unwrap_or_default(), find.near.clone());
     let space = near.as_ref().map(|near| Arc::clone(&near.space));
-    let find = Find {
-        case_hash: asks_exactly.then_some(hash),
-        words,
-        near,
-        fusion,
-        filter: filter::selector(precedent::LISTING.fields, r#where, "where")?,
-        limit: limit.into(),
-        highlight,
-        explain,
-    };
     let Found { hits, legs, incomplete, seq } = parts.store.find_precedents(&caller, find).await?;
+    let search_receipt_id = match asked {
+        Some(asked) => {
+            let params = asked.near.as_ref().and_then(|near| near.params);
+            // An input has no one encoding, but its hash is all that is looked for. No input has none.
+            let input = asked.input.filter(|_| hash.is_empty());
+            let bare = pb::FindPrecedentsRequest {
+                input,
+                case_hash: hash,
+                near: near.as_ref().map(|near| kept_near(near, params)),
+                highlight: false,
+                explain: false,
+                keep_receipt: false,
+                ..asked
+            };
+            let kinds: Vec<_> = kind("precedent").into_iter().collect();
+            let hits = KeptHit::of_fused(hits.iter().map(|(fused, _)| fused), &kinds)?;
+            let (space, like) = Keep::near(near.as_ref());
+            let (request, exact) = (bare.encode_to_vec(), is_exact(&legs));
+            parts.keep(&caller, Keep { request, hits, seq, exact, space, like }).await?
+        }
+        None => String::new(),
+    };
     let space = space.as_deref();
     let hit = |(fused, (precedent, highlights)): (Fused, (Precedent, Vec<String>))| {
         let (distance, vector_score) = word_distance(space, &fused);
@@ -364,6 +511,7 @@ pub async fn find_precedents(
         hits: hits.into_iter().map(hit).collect::<Result<_>>()?,
         read_at: Some(parts.revision(&caller, seq)?),
         incomplete,
-        legs: if explain { word_legs(&legs, fusion.leg_limit, space) } else { Vec::new() },
+        legs: if explain { word_legs(&legs, leg_limit, space) } else { Vec::new() },
+        search_receipt_id,
     })
 }

@@ -21,6 +21,8 @@ pub struct Caller {
     pub roles: Roles,
     /// The tenant wants what a resource refers to to exist.
     pub strict_references: bool,
+    /// The tenant takes no writes.
+    pub is_read_only: bool,
     /// The principal belongs to the tenant "system", whichever tenant it acts in.
     pub is_system: bool,
     /// When the credential ends.

@@ -221,6 +221,7 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
         "it tells who is alive now, and a heartbeat that is repeated later would be a lie",
     ),
     ("operation", "it is work of the server that it was begun on"),
+    ("search_receipt", "the revision that it was made at is one of this deployment"),
     ("tenant", "it belongs to the tenant \"system\""),
     ("api_token", "its secret cannot be read, and a credential should not be in a file"),
 ];

@@ -17,6 +17,7 @@ fn full() -> pb::Decision {
             precedent_id: "prec-001".into(),
             similarity: Some(-1.0),
             influence: Some(1.0),
+            search_receipt_id: "receipt-1".into(),
         }],
         evidence: vec![reference(pb::ResourceKind::Decision, "dec-0", 3)],
         policy_rules: vec![reference(pb::ResourceKind::PolicyRule, "rule-1", 0)],

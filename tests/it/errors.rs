@@ -38,7 +38,7 @@ async fn each_wrong_field_is_refused_by_name_and_reason() {
     let world = World::new().await;
     let mut client = world.decisions();
     let citation = |similarity, influence| {
-        vec![pb::Citation { precedent_id: "p".into(), similarity, influence }]
+        vec![pb::Citation { precedent_id: "p".into(), similarity, influence, ..Default::default() }]
     };
     let time = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
     let refer = |kind, id: &str, version| vec![pb::ResourceRef { kind, id: id.into(), version }];

@@ -47,6 +47,7 @@ mod removal;
 mod retention_policy;
 mod schema;
 mod search;
+mod search_receipt;
 mod service_health;
 #[allow(dead_code, reason = "as above")]
 mod shutdown;

@@ -1,6 +1,6 @@
 //! Words over all that holds text, and the precedents of a case: whatever the text, whoever else is there.
 
-mod hybrid;
+pub mod hybrid;
 mod indexed;
 mod ranking;
 

@@ -54,6 +54,7 @@ fn expected(service: &str, method: &str) -> [bool; 5] {
         "Wait",
         "Measure",
         "Verify",
+        "Replay",
     ];
     let reads = reads.iter().any(|verb| method.starts_with(verb));
     match (service, method) {

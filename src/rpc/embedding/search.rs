@@ -2,6 +2,8 @@
 
 use super::{Mask, in_own_words, read_vector};
 use crate::pb;
+use crate::rpc::search::legs::Again;
+use crate::rpc::search_receipt::{Keep, KeptHit, kept_vector};
 use crate::rpc::wire::{self, Fields};
 use crate::rpc::{Parts, filter};
 use crate::store::caller::Caller;
@@ -11,6 +13,7 @@ use crate::store::filter::Filter;
 use crate::store::vector::{Numbers, score};
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Result};
+use prost::Message as _;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -18,11 +21,35 @@ pub(super) const TOP_K: i32 = 10;
 pub(super) const TOP_K_MAX: i32 = 1000;
 
 /// What one query found, worded.
-pub(super) struct Hits {
+pub(in crate::rpc) struct Hits {
+    pub space: Arc<VectorSpace>,
+    pub target: Numbers,
+    /// The embedding that was named instead of a vector.
+    pub like: Option<Uuid>,
     pub hits: Vec<pb::VectorHit>,
     /// A `pb::SearchMethod`.
     pub method: i32,
     pub incomplete: bool,
+}
+
+impl Hits {
+    /// What a receipt is made of.
+    pub(super) fn to_keep(&self, query: pb::VectorQuery, seq: i64) -> Keep {
+        let query = pb::VectorQuery {
+            vector_space_id: self.space.id.clone(),
+            target: Some(pb::vector_query::Target::Vector(kept_vector(&self.target))),
+            ..query
+        };
+        let request = pb::SearchVectorsRequest { query: Some(query), ..Default::default() };
+        Keep {
+            request: request.encode_to_vec(),
+            hits: KeptHit::of_vectors(self),
+            seq,
+            exact: self.method == i32::from(pb::SearchMethod::Exact),
+            space: Some((self.space.meta.uid, self.space.id.clone())),
+            like: self.like,
+        }
+    }
 }
 
 pub(in crate::rpc) fn word_method(method: Method) -> pb::SearchMethod {
@@ -68,15 +95,15 @@ pub(in crate::rpc) fn read_params(
 
 impl Parts {
     /// The hits of each query, all at one moment. A query comes with its place in the request.
-    pub(super) async fn search_spaces(
+    pub(in crate::rpc) async fn search_spaces(
         &self,
         caller: &Caller,
         queries: Vec<(String, pb::VectorQuery)>,
-        consistency: Option<pb::Consistency>,
+        again: Again,
         read_mask: Option<prost_types::FieldMask>,
     ) -> Result<(Vec<Hits>, i64)> {
         let mask = Mask::new(read_mask)?;
-        let seq = self.read_at(caller, consistency).await?;
+        let seq = again.seq;
         let mut searches = Vec::with_capacity(queries.len());
         let mut limits = Vec::with_capacity(queries.len());
         for (at, query) in queries {
@@ -90,7 +117,8 @@ impl Parts {
                 params,
             } = query;
             let field = format!("{at}.vector_space_id");
-            let space = Arc::new(self.space(caller, &field, vector_space_id, seq).await?);
+            let space = again.hold(self.space(caller, &field, vector_space_id, seq).await?)?;
+            let space = Arc::new(space);
             let is_filtered = r#where.is_some();
             let asked =
                 filter::selector(embedding::LISTING.fields, r#where, &format!("{at}.where"))?;
@@ -101,9 +129,10 @@ impl Parts {
                     let (numbers, uid) = self.vector_of(caller, &space, id, seq).await?;
                     (Some(numbers), Some(uid))
                 }
-                Some(pb::vector_query::Target::Vector(vector)) => {
-                    (fields.within(&at, |fields| read_vector(fields, Some(vector), &space)), None)
-                }
+                Some(pb::vector_query::Target::Vector(vector)) => (
+                    fields.within(&at, |fields| read_vector(fields, Some(vector), &space)),
+                    again.like,
+                ),
                 None => {
                     fields.wrong(&at, "must have a vector or a like_embedding_id");
                     (None, None)
@@ -127,22 +156,24 @@ impl Parts {
                     }
                 }
             });
-            let how = fields.within(&at, |fields| {
+            let mut how = fields.within(&at, |fields| {
                 fields.within("params", |fields| read_params(fields, params, ("top_k", top_k)))
             });
             let Some(target) = fields.finish(target)? else {
                 return Err(Error::internal("a query without a target"));
             };
+            how.exact |= again.exactly;
             let filter: Filter = in_space(&space, asked)?;
             let top_k = top_k.into();
             searches.push(Nearest { space, target, top_k, filter, is_filtered, but, how });
             limits.push((min_score.unwrap_or(f64::MIN), max_distance.unwrap_or(f64::MAX)));
         }
-        let spaces: Vec<_> = searches.iter().map(|search| Arc::clone(&search.space)).collect();
+        let of = |search: &Nearest| (Arc::clone(&search.space), search.target.clone(), search.but);
+        let spaces: Vec<_> = searches.iter().map(of).collect();
         let (found, seq) = self.store.nearest(caller, searches, seq).await?;
         let mut worded = Vec::with_capacity(found.len());
-        for ((found, space), (min_score, max_distance)) in found.into_iter().zip(spaces).zip(limits)
-        {
+        let found = found.into_iter().zip(spaces).zip(limits);
+        for ((found, (space, target, like)), (min_score, max_distance)) in found {
             let Found { near, method, incomplete } = found;
             // They come nearest first, so the limits cut off the end.
             let near = near.into_iter().take_while(|Near { distance, .. }| {
@@ -159,6 +190,9 @@ impl Parts {
             });
             worded.push(Hits {
                 hits: hits.collect(),
+                target,
+                like,
+                space: Arc::clone(&space),
                 method: word_method(method).into(),
                 incomplete,
             });

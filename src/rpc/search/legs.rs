@@ -14,9 +14,23 @@ use crate::store::vector::score;
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Result};
 use std::sync::Arc;
+use uuid::Uuid;
 
 const WEIGHT_MAX: f64 = 1000.0;
 const RRF_K_MAX: i64 = 1000;
+
+/// What a search that is made again is held to; nothing where it is made for the first time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Again {
+    /// The log number to be read at; none means now.
+    pub seq: Option<i64>,
+    /// The space that was searched.
+    pub space: Option<Uuid>,
+    /// The embedding that was named instead of a vector.
+    pub like: Option<Uuid>,
+    /// Looking at every embedding.
+    pub exactly: bool,
+}
 
 /// Which legs a search has.
 #[derive(Clone, Copy)]
@@ -78,10 +92,12 @@ impl Parts {
         caller: &Caller,
         near: Option<pb::VectorLeg>,
         leg_limit: i64,
+        again: Again,
     ) -> Result<Option<Near>> {
         let Some(near) = near else { return Ok(None) };
         let pb::VectorLeg { vector_space_id, vector, like_embedding_id, params } = near;
-        let space = self.space(caller, "near.vector_space_id", vector_space_id, None).await?;
+        let field = "near.vector_space_id";
+        let space = again.hold(self.space(caller, field, vector_space_id, again.seq).await?)?;
         let mut fields = Fields::default();
         let (target, but) = match (vector, like_embedding_id.is_empty()) {
             (Some(_), false) => {
@@ -90,7 +106,7 @@ impl Parts {
             }
             (Some(vector), true) => {
                 let read = |fields: &mut Fields| read_vector(fields, Some(vector), &space);
-                (fields.within("near", read), None)
+                (fields.within("near", read), again.like)
             }
             (None, false) => {
                 let id = wire::id("near.like_embedding_id", like_embedding_id)?;
@@ -103,9 +119,10 @@ impl Parts {
             }
         };
         let most = i32::try_from(leg_limit).unwrap_or(i32::MAX);
-        let how = fields.within("near", |fields| {
+        let mut how = fields.within("near", |fields| {
             fields.within("params", |fields| read_params(fields, params, ("leg_limit", most)))
         });
+        how.exact |= again.exactly;
         let Some(target) = fields.finish(target)? else {
             return Err(Error::internal("a vector leg without a vector"));
         };

@@ -27,7 +27,8 @@ pub struct Find {
 }
 
 impl Find {
-    fn hybrid(self) -> Result<Hybrid> {
+    /// As a search of several legs, now.
+    pub fn hybrid(self) -> Result<Hybrid> {
         let kind = kinds::kind("precedent");
         let kind = kind.ok_or_else(|| Error::internal("precedents are not searched"))?;
         let Self { case_hash, words, near, fusion, filter, limit, highlight: _, explain } = self;

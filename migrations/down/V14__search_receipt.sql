@@ -1,0 +1,2 @@
+DROP VIEW wall.search_receipt;
+DROP TABLE casebook.search_receipt;

@@ -1,0 +1,323 @@
+//! Receipts of searches, and searches that are made again from them, whatever has happened since.
+
+use crate::help::*;
+use crate::precedent::{change, record, remove, small};
+use crate::search::hybrid::{dice, embed, find, near, of, space, vector};
+use crate::search::search;
+use crate::world::{As, World, object, wrong_fields};
+use casebook::pb;
+use pb::{ResourceKind, Role};
+use rand::RngExt as _;
+use sha2::{Digest, Sha256};
+
+async fn receipt(who: &As, id: &str) -> pb::SearchReceipt {
+    let request =
+        pb::GetSearchReceiptRequest { search_receipt_id: id.into(), ..Default::default() };
+    ok!(who.search().get_search_receipt(request)).search_receipt.unwrap()
+}
+
+fn again(id: &str, at_original_revision: bool) -> pb::ReplaySearchRequest {
+    pb::ReplaySearchRequest { search_receipt_id: id.into(), at_original_revision }
+}
+
+async fn replay(who: &As, id: &str, then: bool) -> pb::ReplaySearchResponse {
+    ok!(who.search().replay_search(again(id, then)))
+}
+
+fn ids<'a>(refs: impl IntoIterator<Item = &'a pb::ResourceRef>) -> Vec<&'a str> {
+    refs.into_iter().map(|one| one.id.as_str()).collect()
+}
+
+async fn alias(who: &As, to: &str) {
+    ok!(who.spaces().set_vector_space_alias(pb::SetVectorSpaceAliasRequest {
+        alias: "live".into(),
+        vector_space_id: to.into(),
+        options: None,
+    }));
+}
+
+fn query(space: &str, values: &[f32]) -> pb::VectorQuery {
+    pb::VectorQuery {
+        vector_space_id: space.into(),
+        target: vector(values).map(pb::vector_query::Target::Vector),
+        ..Default::default()
+    }
+}
+
+fn vectors(query: pb::VectorQuery) -> pb::SearchVectorsRequest {
+    pb::SearchVectorsRequest { query: Some(query), keep_receipt: true, ..Default::default() }
+}
+
+/// Four precedents and their embeddings in a space with an alias.
+async fn herons(who: &As) {
+    space(who, "old", 2).await;
+    alias(who, "old").await;
+    let mut embeddings = Vec::new();
+    for (id, summary, x) in [
+        ("a", "heron", 1.0),
+        ("b", "heron by the lake", 2.0),
+        ("c", "stork", 3.0),
+        ("d", "heron or stork", 0.3),
+    ] {
+        let precedent = pb::Precedent {
+            summary: summary.into(),
+            input: Some(object(&[("n", if id == "d" { "1" } else { "2" })])),
+            tags: vec!["wading".into()],
+            ..small()
+        };
+        ok!(who.precedents().create_precedent(record(id, precedent)));
+        embeddings.push(of(ResourceKind::Precedent, id, id, &[x, 0.1]));
+    }
+    embed(who, "old", &embeddings).await;
+}
+
+/// One receipt of every kind of search: its id, and the ids of the hits.
+async fn receipts(who: &As) -> Vec<(String, Vec<String>)> {
+    let mut kept = Vec::new();
+    let like = pb::VectorLeg {
+        vector_space_id: "live".into(),
+        like_embedding_id: "a".into(),
+        ..Default::default()
+    };
+    for find in [
+        pb::FindPrecedentsRequest {
+            input: Some(object(&[("n", "1")])),
+            text: "heron".into(),
+            r#where: expression("tags:wading"),
+            ..find("live", &[1.1, 0.0])
+        },
+        pb::FindPrecedentsRequest { near: Some(like.clone()), ..Default::default() },
+        pb::FindPrecedentsRequest { input: Some(object(&[])), ..Default::default() },
+    ] {
+        let find = pb::FindPrecedentsRequest { keep_receipt: true, highlight: true, ..find };
+        let answer = ok!(who.precedents().find_precedents(find));
+        let ids = answer.hits.iter().map(|hit| hit.precedent.as_ref().unwrap().id.clone());
+        kept.push((answer.search_receipt_id, ids.collect()));
+    }
+    for near in [None, near("live", &[1.1, 0.0]), Some(like)] {
+        let asked =
+            pb::SearchRequest { keep_receipt: true, near, page: page(3), ..search("heron") };
+        let answer = ok!(who.search().search(asked));
+        let ids = answer.hits.iter().map(|hit| hit.r#ref.as_ref().unwrap().id.clone());
+        kept.push((answer.search_receipt_id, ids.collect()));
+    }
+    let like = pb::vector_query::Target::LikeEmbeddingId("a".into());
+    for query in [
+        pb::VectorQuery { top_k: 3, ..query("live", &[1.1, 0.0]) },
+        pb::VectorQuery { max_distance: Some(1.5), ..query("live", &[1.1, 0.0]) },
+        pb::VectorQuery { target: Some(like), ..query("live", &[]) },
+    ] {
+        let answer = ok!(who.vectors().search_vectors(vectors(query)));
+        let ids = answer.hits.iter().map(|hit| hit.embedding.as_ref().unwrap().id.clone());
+        kept.push((answer.search_receipt_id, ids.collect()));
+    }
+    kept
+}
+
+#[tokio::test]
+async fn a_search_is_the_same_again_whatever_has_happened_since() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    herons(&who).await;
+    let before = head(&who).await;
+    let kept = receipts(&who).await;
+    assert_eq!(head(&who).await, before + kept.len() as i64);
+    let entry = &entries(&who, 1).await[0];
+    assert_eq!(entry.target.as_ref().unwrap().kind(), ResourceKind::SearchReceipt);
+
+    let mut receipts = Vec::new();
+    for (n, (id, found)) in kept.iter().enumerate() {
+        let receipt = receipt(&who, id).await;
+        let digest = Sha256::digest(&receipt.request);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!((receipt.request_digest.as_str(), receipt.exact), (digest.as_str(), true));
+        let ids = receipt.hits.iter().map(|hit| {
+            let id = &hit.r#ref.as_ref().unwrap().id;
+            id.rsplit('/').next().unwrap().to_owned()
+        });
+        assert_eq!(ids.collect::<Vec<_>>(), *found, "{n}");
+        assert_eq!(found.is_empty(), n == 2, "{n}: {found:?}");
+        // Of an alias the space, of an embedding the vector.
+        let by_vector = !matches!(n, 2 | 3);
+        assert_eq!(receipt.vector_space_id == "old", by_vector, "{n}");
+        assert_eq!(receipt.vector_space_uid.is_empty(), !by_vector);
+        assert_eq!(!receipt.like_embedding_uid.is_empty(), matches!(n, 1 | 5 | 8), "{n}");
+        for then in [true, false] {
+            let same = replay(&who, id, then).await;
+            assert!(same.identical, "{n} {then}: {same:?} {receipt:?}");
+            assert_eq!(same.hits, receipt.hits);
+            assert!(same.missing.is_empty() && same.added.is_empty() && same.changed.is_empty());
+            assert_eq!(same.read_at == receipt.read_at, then);
+        }
+        receipts.push(receipt);
+    }
+
+    // Another text, another input, other tags, other vectors, one that is gone, one that is back, one that is new, and an
+    // alias that points elsewhere.
+    let other = pb::Precedent { summary: "heron heron heron".into(), ..small() };
+    ok!(who.precedents().update_precedent(change("b", &["summary", "tags"], other.clone())));
+    ok!(who.precedents().delete_precedent(remove("a")));
+    ok!(who.precedents().delete_precedent(remove("d")));
+    ok!(who.precedents().create_precedent(record("d", other.clone())));
+    ok!(who.precedents().create_precedent(record("new", other)));
+    let kind = ResourceKind::Precedent;
+    let moved = [of(kind, "c", "c", &[1.1, 0.0]), of(kind, "new", "new", &[1.1, 0.0])];
+    embed(&who, "old", &moved).await;
+    ok!(who.vectors().delete_embedding(pb::DeleteEmbeddingRequest {
+        vector_space_id: "old".into(),
+        embedding_id: "a".into(),
+        ..Default::default()
+    }));
+    space(&who, "other", 2).await;
+    alias(&who, "other").await;
+    for (n, ((id, _), receipt)) in kept.iter().zip(&receipts).enumerate() {
+        let same = replay(&who, id, true).await;
+        assert!(same.identical, "{n}: {same:?} {receipt:?}");
+        assert_eq!((&same.hits, &same.read_at), (&receipt.hits, &receipt.read_at));
+        let now = replay(&who, id, false).await;
+        assert_eq!(now.identical, n == 2, "{n}: {now:?}");
+        assert_eq!(crate::search_receipt::receipt(&who, id).await, *receipt);
+    }
+    // Words alone: two are gone, and of the two that are left one is another version.
+    let now = replay(&who, &kept[3].0, false).await;
+    assert_eq!(ids(&now.missing).len(), 2);
+    assert!(ids(&now.missing).contains(&"a") && ids(&now.missing).contains(&"d"));
+    assert_eq!((ids(&now.added).len(), ids(&now.changed)), (2, vec!["b"]));
+    // The nearest of "old", not of what its alias names by now.
+    let now = replay(&who, &kept[6].0, false).await;
+    let name = |one: &pb::ResourceRef| one.id.rsplit('/').next().unwrap().to_owned();
+    assert_eq!(now.missing.iter().map(name).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(now.added.iter().map(name).collect::<Vec<_>>(), ["c", "new"]);
+
+    // Also without the space, which now is another of the same id.
+    ok!(who.spaces().delete_vector_space(pb::DeleteVectorSpaceRequest {
+        vector_space_id: "old".into(),
+        ..Default::default()
+    }));
+    space(&who, "old", 2).await;
+    for (n, (id, _)) in kept.iter().enumerate() {
+        assert!(replay(&who, id, true).await.identical, "{n}");
+        if !matches!(n, 2 | 3) {
+            fails!(who.search().replay_search(again(id, false)), NotFound, "NOT_FOUND");
+        }
+    }
+    world.close().await;
+}
+
+/// By an index that finds little, an exact search at that moment tells what it has passed over.
+#[tokio::test]
+async fn what_an_index_passed_over_is_told() {
+    use pb::vector_index::{Codes, Method};
+    let mut dice = dice();
+    let world =
+        World::with(&[("index_upkeep_interval_ms", "30"), ("index_probe_interval_ms", "0")]).await;
+    let who = world.anonymous();
+    space(&who, "s", 8).await;
+    let mut draw = || (0..8).map(|_| dice.random_range(-1.0_f32..1.0)).collect::<Vec<f32>>();
+    let kind = ResourceKind::Precedent;
+    let all: Vec<_> = (0..1000).map(|n| of(kind, "p", &format!("e{n:03}"), &draw())).collect();
+    embed(&who, "s", &all).await;
+    let built = ok!(who.spaces().build_vector_index(pb::BuildVectorIndexRequest {
+        vector_space_id: "s".into(),
+        // A bit a dimension tells little of 8.
+        index: Some(pb::VectorIndex {
+            method: Method::Hnsw.into(),
+            codes: Codes::Binary.into(),
+            ..Default::default()
+        }),
+        options: None,
+    }));
+    let wait =
+        pb::WaitOperationRequest { operation_id: built.operation.unwrap().id, timeout: None };
+    ok!(who.operations().wait_operation(wait));
+    let (mut differing, mut kept) = (0, Vec::new());
+    for _ in 0..10 {
+        let params = pb::SearchParams { candidates: 10, ..Default::default() };
+        let by_index = pb::VectorQuery { params: Some(params), ..query("s", &draw()) };
+        let params = pb::SearchParams { exact: true, ..Default::default() };
+        let exactly = pb::VectorQuery { params: Some(params), ..by_index.clone() };
+        let found = ok!(who.vectors().search_vectors(vectors(by_index)));
+        assert_eq!(found.method(), pb::SearchMethod::Hnsw);
+        let best = ok!(who.vectors().search_vectors(vectors(exactly))).hits;
+        let uid = |hit: &pb::VectorHit| {
+            hit.embedding.as_ref().unwrap().meta.as_ref().unwrap().uid.clone()
+        };
+        let best: Vec<_> = best.iter().map(uid).collect();
+        assert!(!receipt(&who, &found.search_receipt_id).await.exact);
+        kept.push((found.search_receipt_id, found.hits.iter().map(uid).collect::<Vec<_>>(), best));
+    }
+    embed(&who, "s", &[of(kind, "p", "e000", &draw()), of(kind, "p", "late", &draw())]).await;
+    for (id, found, best) in kept {
+        let told = replay(&who, &id, true).await;
+        let replayed: Vec<_> = told.hits.iter().map(|hit| hit.uid.clone()).collect();
+        assert_eq!(replayed, best);
+        assert_eq!(told.added.len(), best.iter().filter(|uid| !found.contains(uid)).count());
+        assert_eq!(told.missing.len(), found.iter().filter(|uid| !best.contains(uid)).count());
+        assert_eq!(told.identical, found == best);
+        differing += i32::from(!told.identical);
+    }
+    assert!(differing >= 5, "{differing}");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_receipt_is_a_write_and_stays_in_its_tenant() {
+    let (world, mut open) = guarded(&[]).await;
+    for tenant in ["acme", "other"] {
+        open.tenant(tenant).await;
+    }
+    let acme = open.as_tenant("acme");
+    herons(&acme).await;
+    let reader = world.with_token(&token(&acme, &[Role::Reader]).await.1);
+    let writer = world.with_token(&token(&acme, &[Role::Writer]).await.1);
+    let stranger = world.with_token(&token(&open.as_tenant("other"), &[Role::Admin]).await.1);
+    let before = head(&acme).await;
+    let words = || pb::SearchRequest { keep_receipt: true, ..search("heron") };
+    let legs = || pb::SearchRequest { near: near("old", &[1.0, 0.0]), ..words() };
+    let found = || pb::FindPrecedentsRequest { keep_receipt: true, ..find("old", &[1.0, 0.0]) };
+    let nearest = || vectors(query("old", &[1.0, 0.0]));
+    fails!(reader.search().search(words()), PermissionDenied, "ROLE_MISSING");
+    fails!(reader.search().search(legs()), PermissionDenied, "ROLE_MISSING");
+    fails!(reader.precedents().find_precedents(found()), PermissionDenied, "ROLE_MISSING");
+    fails!(reader.vectors().search_vectors(nearest()), PermissionDenied, "ROLE_MISSING");
+    assert_eq!(head(&acme).await, before);
+
+    let id = ok!(writer.search().search(legs())).search_receipt_id;
+    assert_eq!(head(&acme).await, before + 1);
+    assert_eq!(receipt(&reader, &id).await.method, "casebook.v1.SearchService/Search");
+    assert!(replay(&reader, &id, true).await.identical);
+    let get = |id: &str| pb::GetSearchReceiptRequest {
+        search_receipt_id: id.into(),
+        ..Default::default()
+    };
+    fails!(stranger.search().get_search_receipt(get(&id)), NotFound, "NOT_FOUND");
+    for then in [true, false] {
+        fails!(stranger.search().replay_search(again(&id, then)), NotFound, "NOT_FOUND");
+    }
+    fails!(reader.search().get_search_receipt(get("!")), InvalidArgument, "FIELD_INVALID");
+    fails!(reader.search().replay_search(again("none", true)), NotFound, "NOT_FOUND");
+
+    // Without keep_receipt nothing is kept, and of later pages nothing can be.
+    let plain = pb::SearchRequest { keep_receipt: false, page: page(1), ..words() };
+    let first = ok!(writer.search().search(plain.clone()));
+    assert_eq!((first.search_receipt_id.as_str(), head(&acme).await), ("", before + 1));
+    let mut second = pb::SearchRequest { keep_receipt: true, ..plain };
+    second.page.as_mut().unwrap().page_token = first.page.unwrap().next_page_token;
+    let status = fails!(writer.search().search(second), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(wrong_fields(&status), ["keep_receipt"]);
+
+    ok!(open.as_tenant("system").tenants().update_tenant(pb::UpdateTenantRequest {
+        tenant: Some(pb::Tenant {
+            id: "acme".into(),
+            state: pb::TenantState::ReadOnly.into(),
+            ..Default::default()
+        }),
+        update_mask: mask(&["state"]),
+        options: None,
+    }));
+    let late = open.as_tenant("acme");
+    fails!(late.search().search(words()), FailedPrecondition, "READ_ONLY");
+    assert!(replay(&late, &id, true).await.identical);
+    open.stop().await;
+    world.close().await;
+}

@@ -100,6 +100,21 @@ async fn by_an_index_the_same_is_found_and_filters_lose_nothing() {
     assert!(by_index >= 10, "{by_index}");
     assert!(found * 100 >= there * 95, "{found} of {there}");
 
+    // Where the index is asked for and leaves the leg short, every embedding is looked at.
+    let params = pb::SearchParams { candidates: 100, ..Default::default() };
+    let leg = pb::VectorLeg { params: Some(params), ..near("s", &draw()).unwrap() };
+    for (filter, hits, method) in
+        [("tags:of1000", 3, SearchMethod::Exact), ("", 10, SearchMethod::Hnsw)]
+    {
+        let answer = ok!(who.precedents().find_precedents(pb::FindPrecedentsRequest {
+            near: Some(leg.clone()),
+            r#where: expression(filter),
+            explain: true,
+            ..Default::default()
+        }));
+        assert_eq!((answer.hits.len(), answer.legs[0].method()), (hits, method), "{filter}");
+    }
+
     // What was just written, and what was just deleted or changed.
     let target = draw();
     let before = ids(&ok!(who.precedents().find_precedents(find("s", &target))));

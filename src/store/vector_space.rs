@@ -214,6 +214,12 @@ impl Change for DeleteSpace {
         self.0.about()
     }
 
+    /// Entries of a transaction stand in the order of its calls, whatever was done first: so that none of an embedding
+    /// stands behind that of its space's deletion.
+    fn is_alone(&self) -> bool {
+        true
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],

@@ -596,14 +596,13 @@ async fn a_run_that_is_not_whole_says_so() {
     let mut world = World::with(&[("deadline_default_ms", "1500")]).await;
     let who = world.anonymous();
     space(&who, "s", 2).await;
-    ok!(who.syncs().batch_sync_embeddings(batch("s", some(250, 2))));
+    ok!(who.syncs().batch_sync_embeddings(batch("s", some(1000, 2))));
+    let owner = world.superuser().await;
     let mut begun = ok!(who.syncs().resync_from_postgres(resync("s")));
     assert_eq!(begun.message().await.unwrap().unwrap().synced, 100);
     drop(begun);
     let mut begun = ok!(who.syncs().resync_from_postgres(resync("s")));
     assert_eq!(begun.message().await.unwrap().unwrap().synced, 100);
-
-    let owner = world.superuser().await;
     let lock = "BEGIN; LOCK TABLE casebook.embedding_vector IN ACCESS EXCLUSIVE MODE";
     owner.batch_execute(lock).await.unwrap();
     fails!(who.syncs().verify_sync(full("s")), DeadlineExceeded, "DEADLINE_EXCEEDED");

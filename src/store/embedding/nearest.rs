@@ -53,7 +53,9 @@ pub(in crate::store) fn code_of(index: &Index, space: &VectorSpace, target: &str
     let (dimensions, (_, code_type)) = (space.dimensions, index.comparison(space));
     match (index.codes, space.storage, space.metric) {
         (BINARY, ..) => {
-            format!("public.binary_quantize({target}::public.vector({dimensions}))::bit({dimensions})")
+            format!(
+                "public.binary_quantize({target}::public.vector({dimensions}))::bit({dimensions})"
+            )
         }
         (FLOAT16, FLOAT32, COSINE) => format!(
             "public.l2_normalize({target}::public.vector({dimensions}))::{code_type}({dimensions})"

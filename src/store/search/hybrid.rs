@@ -18,7 +18,7 @@ use crate::store::precedent::Precedent;
 use crate::store::query::FromRow as _;
 use crate::store::snapshot::{Snapshot, in_the_future};
 use crate::store::vector::{Metric, Numbers};
-use crate::store::vector_index::{BINARY, IVFFLAT, Index};
+use crate::store::vector_index::{IVFFLAT, Index};
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -414,7 +414,7 @@ WHERE s.slice < 4096 AND s.slice < {slices}",
     fn most(&self, near: &Near, index: &Index) -> i64 {
         near.how
             .candidates
-            .unwrap_or_else(|| plan::candidates(index.codes, 2 * self.fusion.leg_limit, true))
+            .unwrap_or_else(|| plan::candidates(index.codes, 2 * self.fusion.leg_limit, false))
     }
 
     /// What an indexed statement found, or `None` where its vector leg has less than there may be.
@@ -652,7 +652,8 @@ impl Store {
             return Ok(None);
         }
         let index = self.index_of(caller, &near.space);
-        let Some(index) = index.filter(|index| has_code_for(index, &near.space, &near.target)) else {
+        let Some(index) = index.filter(|index| has_code_for(index, &near.space, &near.target))
+        else {
             return Ok(None);
         };
         if near.how.is_wanted() {

@@ -275,8 +275,8 @@ impl Database {
             conninfo: self.owner_url(),
             from: format!(
                 "SELECT {}, x.vector FROM casebook.chunk AS c JOIN casebook.embedding AS e \
-                 ON e.of_kind = 'chunk' AND e.of_id = c.id JOIN casebook.embedding_vector AS x \
-                 ON x.embedding_uid = e.uid WHERE c.document_id = 'embedded'",
+                 ON e.tenant_id = c.tenant_id AND e.of_kind = 'chunk' AND e.of_id = c.id \
+                 JOIN casebook.embedding_vector AS x ON x.tenant_id = e.tenant_id AND x.embedding_uid = e.uid WHERE c.document_id = 'embedded'",
                 of_chunk.join(", ")
             ),
             into: format!("raw.embedded_chunk ({}, embedding)", columns.join(", ")),

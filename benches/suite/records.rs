@@ -188,6 +188,7 @@ impl Case<'_> {
     pub async fn embedded_ingest(&self, bench: &Bench<'_>) -> Result<Outcome> {
         bench.progress.set_message("chunks with embeddings and their index");
         nearest::fill_chunks(&self.server.address, crate::bulk::TEXTS).await?;
+        self.database.vacuum(&self.database.owner_url()).await?;
         let copy = self.database.copy_embedded_chunks(EMBEDDED_BATCH).await?;
         let ours = Call::Ingest {
             address: self.server.address.clone(),
@@ -211,10 +212,9 @@ impl Case<'_> {
                     self.client(self.server, ours, 1),
                 ),
                 theirs: (
-                    format!(
-                        "one session that copies as many such rows in COPY BINARY, each batch a transaction, into a table \
-                         with the columns, checks and indexes of casebook.chunk and the vector, without index on it"
-                    ),
+                    "one session that copies as many such rows in COPY BINARY, each batch a transaction, into a table with \
+                     the columns, checks and indexes of casebook.chunk and the vector, without index on it"
+                        .into(),
                     self.copy(copy, 1),
                 ),
             })

@@ -359,6 +359,7 @@ impl Database {
         sample.operations = operations.round() as u64;
         // pgbench tells the mean only, unless it logs every transaction.
         sample.p50_us = f64::NAN;
+        sample.p95_us = f64::NAN;
         sample.p99_us = f64::NAN;
         sample.mean_us = weighted_ms / operations * 1000.0;
         Ok(sample)

@@ -58,8 +58,10 @@ pub enum Call {
     Search { address: String },
     /// What Casebook says to PostgreSQL for such a search, in one round trip, one connection for each caller.
     RawSearch { conninfo: String },
-    /// SearchVectors, through an index.
-    Nearest { address: String },
+    /// SearchVectors; of a tenant of its own if named, and while so many embeddings arrive each second.
+    Nearest { address: String, tenant: String, writes_per_second: u64 },
+    /// The nearest of one tenant's rows in a table that it shares, by an index that is walked until enough are found.
+    SharedNearest { conninfo: String },
     /// What Casebook says to PostgreSQL for such a search, in one round trip, one connection for each caller.
     RawNearest { conninfo: String },
 }
@@ -81,6 +83,7 @@ pub struct Sample {
     pub operations: u64,
     pub seconds: f64,
     pub p50_us: f64,
+    pub p95_us: f64,
     pub p99_us: f64,
     pub mean_us: f64,
     /// Microseconds of processor time in the measured time, by process.
@@ -260,8 +263,17 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 callers.spawn(caller.call_until_over(Arc::clone(&phase)));
             }
         }
-        Call::Nearest { address } => {
+        Call::Nearest { address, tenant, writes_per_second } => {
             let channel = connect(address, 1).await?.remove(0);
+            let tenant = match tenant.is_empty() {
+                true => None,
+                false => Some(tenant.parse::<MetadataValue<Ascii>>()?),
+            };
+            if *writes_per_second > 0 {
+                let channel = connect(address, 1).await?.remove(0);
+                let (rate, phase) = (*writes_per_second, Arc::clone(&phase));
+                callers.spawn(nearest::write_until_over(channel, rate, random(99)?, phase));
+            }
             for n in 0..plan.in_flight {
                 let mut random = random(n)?;
                 let bodies = nearest::requests(&mut random).into_iter();
@@ -269,7 +281,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 let caller = Caller {
                     grpc: Grpc::new(channel.clone()),
                     path: PathAndQuery::from_static("/casebook.v1.VectorService/SearchVectors"),
-                    tenant: None,
+                    tenant: tenant.clone(),
                     body: move || bodies[random.below(bodies.len() as u64) as usize].clone(),
                 };
                 callers.spawn(caller.call_until_over(Arc::clone(&phase)));
@@ -279,6 +291,12 @@ async fn drive(plan: Plan) -> Result<Sample> {
             for n in 0..plan.in_flight {
                 let search = nearest::until_over(conninfo.clone(), random(n)?, Arc::clone(&phase));
                 callers.spawn(search);
+            }
+        }
+        Call::SharedNearest { conninfo } => {
+            for n in 0..plan.in_flight {
+                let phase = Arc::clone(&phase);
+                callers.spawn(nearest::share_until_over(conninfo.clone(), random(n)?, phase));
             }
         }
         Call::RawSearch { conninfo } => {
@@ -331,6 +349,7 @@ async fn drive(plan: Plan) -> Result<Sample> {
     took.sort_unstable();
     sample.operations = took.len() as u64 * rows;
     sample.p50_us = quantile(&took, 0.5);
+    sample.p95_us = quantile(&took, 0.95);
     sample.p99_us = quantile(&took, 0.99);
     sample.mean_us = took.iter().map(|us| f64::from(*us)).sum::<f64>() / took.len() as f64;
     Ok(sample)

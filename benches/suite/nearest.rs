@@ -26,6 +26,9 @@ const HITS: i32 = 10;
 const CENTRES: u64 = 200;
 const TENANT: &str = "default";
 pub const SPACE: &str = "nearest";
+/// Who has one in a hundred of the embeddings for itself, and how many those are.
+pub const SMALL_TENANT: &str = "bench-1";
+pub const SMALL: u64 = EMBEDDINGS / 100;
 /// That chunks are ingested into.
 pub const CHUNK_SPACE: &str = "chunks";
 
@@ -61,8 +64,13 @@ pub fn requests(random: &mut Random) -> Vec<pb::SearchVectorsRequest> {
     (0..50).map(request).collect()
 }
 
-/// Makes a space with its index.
-async fn space(address: &str, id: &str) -> Result<()> {
+fn of_tenant<T>(tenant: &str, message: T) -> Result<tonic::Request<T>> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("x-casebook-tenant", tenant.parse()?);
+    Ok(request)
+}
+
+async fn space(address: &str, tenant: &str, id: &str) -> Result<()> {
     let mut spaces =
         pb::vector_space_service_client::VectorSpaceServiceClient::connect(address.to_owned())
             .await?;
@@ -75,7 +83,7 @@ async fn space(address: &str, id: &str) -> Result<()> {
         }),
         options: None,
     };
-    spaces.create_vector_space(request).await?;
+    spaces.create_vector_space(of_tenant(tenant, request)?).await?;
     Ok(())
 }
 
@@ -108,31 +116,121 @@ async fn index(address: &str, id: &str) -> Result<()> {
     }
 }
 
-/// Records the embeddings that are searched, with an index.
+fn upsert(ids: impl Iterator<Item = (String, Vec<f32>)>) -> pb::BatchUpsertEmbeddingsRequest {
+    let embeddings =
+        ids.map(|(id, values)| pb::Embedding { id, vector: vector(&values), ..Default::default() });
+    pb::BatchUpsertEmbeddingsRequest {
+        vector_space_id: SPACE.into(),
+        embeddings: embeddings.collect(),
+        options: None,
+    }
+}
+
+/// Records the embeddings that are searched, with an index, and one in a hundred of them in a small tenant, too.
 pub async fn fill(address: &str) -> Result<()> {
-    space(address, SPACE).await?;
     let mut vectors =
         pb::vector_service_client::VectorServiceClient::connect(address.to_owned()).await?;
-    let numbers: Vec<u64> = (0..EMBEDDINGS).collect();
-    for some in numbers.chunks(500) {
-        let embeddings = some.iter().map(|n| pb::Embedding {
-            id: format!("e{n}"),
-            vector: vector(&point(*n)),
-            ..Default::default()
-        });
-        let request = pb::BatchUpsertEmbeddingsRequest {
-            vector_space_id: SPACE.into(),
-            embeddings: embeddings.collect(),
-            options: None,
-        };
-        vectors.batch_upsert_embeddings(request).await?;
+    // One of each centre, so that the small tenant's are anywhere among all of them.
+    for (tenant, count) in [(TENANT, EMBEDDINGS), (SMALL_TENANT, SMALL)] {
+        space(address, tenant, SPACE).await?;
+        let numbers: Vec<u64> = (0..count).collect();
+        for some in numbers.chunks(500) {
+            let request = upsert(some.iter().map(|n| (format!("e{n}"), point(*n))));
+            vectors.batch_upsert_embeddings(of_tenant(tenant, request)?).await?;
+        }
     }
     index(address, SPACE).await
 }
 
+/// The embeddings again in one table that a hundred tenants share, with the index that pgvector's manual shows.
+pub const SHARED: &str = "
+CREATE TABLE raw.shared (tenant_id int NOT NULL, embedding public.vector(1536) NOT NULL);
+INSERT INTO raw.shared SELECT substr(e.id, 2)::int / 200, x.vector FROM casebook.embedding AS e
+JOIN casebook.embedding_vector AS x ON x.tenant_id = e.tenant_id AND x.embedding_uid = e.uid
+WHERE e.tenant_id = 'default' AND e.id LIKE 'e%';
+SET maintenance_work_mem = '1GB';
+CREATE INDEX ON raw.shared USING hnsw (embedding public.vector_cosine_ops);
+ANALYZE raw.shared";
+
+/// One connection that looks for the nearest of one tenant's rows in the shared table by its index, which is walked on
+/// until enough are found.
+pub async fn share_until_over(
+    conninfo: String,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let config = conninfo.parse::<tokio_postgres::Config>()?;
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    // Else PostgreSQL would sort the few rows of the tenant, which is the other way to lose: it knows them from
+    // statistics here, but not where tenants or filters are related.
+    client
+        .batch_execute(
+            "SET hnsw.iterative_scan = 'relaxed_order'; SET enable_sort = off; SET enable_seqscan = off",
+        )
+        .await?;
+    let sql = "SELECT embedding OPERATOR(public.<=>) $1::text::public.vector AS distance FROM raw.shared \
+               WHERE tenant_id = 0 ORDER BY distance LIMIT 10";
+    let statement = client.prepare(sql).await?;
+    let targets: Vec<String> = (0..50).map(|_| format!("{:?}", target(&mut random))).collect();
+    let mut took = Vec::with_capacity(1 << 14);
+    loop {
+        let target = &targets[random.below(targets.len() as u64) as usize];
+        let began = Instant::now();
+        if client.query(&statement, &[target]).await?.is_empty() {
+            return Err("a search found nothing".into());
+        }
+        match phase.load(Ordering::Relaxed) {
+            MEASURING => took.push(began.elapsed().as_micros() as u32),
+            OVER => return Ok(took),
+            _ => {}
+        }
+    }
+}
+
+/// Rows of a message of those that arrive.
+const ARRIVING: u64 = 100;
+
+/// Lets so many new embeddings arrive each second; fails where they do not.
+pub async fn write_until_over(
+    channel: tonic::transport::Channel,
+    rows_per_second: u64,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let mut vectors = pb::vector_service_client::VectorServiceClient::new(channel);
+    // Made beforehand, because making them takes longer than sending them.
+    let values: Vec<Vec<f32>> = (0..1000).map(|_| target(&mut random)).collect();
+    let run = random.next();
+    let pause = Duration::from_secs_f64(ARRIVING as f64 / rows_per_second as f64);
+    let mut ticks = tokio::time::interval(pause);
+    let (mut sent, mut measured) = (0, None);
+    loop {
+        ticks.tick().await;
+        let rows = (sent..sent + ARRIVING).map(|n| {
+            let values = values[n as usize % values.len()].clone();
+            (format!("w{run}-{n}"), values)
+        });
+        vectors.batch_upsert_embeddings(upsert(rows)).await?;
+        sent += ARRIVING;
+        match (phase.load(Ordering::Relaxed), measured) {
+            (MEASURING, None) => measured = Some((Instant::now(), sent)),
+            (OVER, Some((began, before))) => {
+                let rate = (sent - before) as f64 / Instant::elapsed(&began).as_secs_f64();
+                if rate < 0.95 * rows_per_second as f64 {
+                    return Err(format!("only {rate:.0} rows arrived a second").into());
+                }
+                return Ok(Vec::new());
+            }
+            (OVER, None) => return Err("no rows arrived in time".into()),
+            _ => {}
+        }
+    }
+}
+
 /// Makes a space with an index for chunks, and chunks with embeddings that COPY copies.
 pub async fn fill_chunks(address: &str, texts: u64) -> Result<()> {
-    space(address, CHUNK_SPACE).await?;
+    space(address, TENANT, CHUNK_SPACE).await?;
     let mut client =
         pb::document_service_client::DocumentServiceClient::connect(address.to_owned()).await?;
     client.create_document(payload::document("embedded")).await?;

@@ -147,38 +147,140 @@ impl Case<'_> {
             .await
     }
 
-    /// Through an index, against the same SQL.
-    pub async fn search_vectors(&self, bench: &Bench<'_>) -> Result<Outcome> {
+    pub async fn fill_vectors(&self, bench: &Bench<'_>) -> Result<()> {
         bench.progress.set_message("embeddings and their index");
         nearest::fill(&self.server.address).await?;
-        self.database.vacuum(&self.database.owner_url()).await?;
+        self.database.vacuum(&self.database.owner_url()).await
+    }
+
+    /// Searches of a tenant, the usual one if none is named, while so many embeddings arrive each second.
+    fn nearest(&self, tenant: &str, writes_per_second: u64, in_flight: usize) -> Side {
+        let (address, tenant) = (self.server.address.clone(), tenant.to_owned());
+        self.client(self.server, Call::Nearest { address, tenant, writes_per_second }, in_flight)
+    }
+
+    /// Through an index, against the same SQL.
+    pub async fn search_vectors(&self, bench: &Bench<'_>, is_lone: bool) -> Result<Outcome> {
+        let in_flight = if is_lone { 1 } else { SEARCHERS };
         let raw = Side::Client {
             call: Call::RawNearest { conninfo: self.database.service_url() },
-            in_flight: SEARCHERS,
+            in_flight,
             watched: vec![self.database.watched()],
         };
-        let ours = Call::Nearest { address: self.server.address.clone() };
         let (count, dimensions) = (nearest::EMBEDDINGS, nearest::DIMENSIONS);
+        let (name, title, figure, wanted, target) = match is_lone {
+            true => (
+                "search-vectors-lone",
+                "A lone caller's SearchVectors against the same SQL",
+                Figure::MedianLatency,
+                Wanted::AtMost,
+                0.4,
+            ),
+            false => (
+                "search-vectors",
+                "SearchVectors through an index against the same SQL",
+                Figure::Throughput,
+                Wanted::AtLeast,
+                0.85,
+            ),
+        };
         bench
             .compare(Scenario {
-                name: "search-vectors",
-                title: "SearchVectors through an index against the same SQL",
-                figure: Figure::Throughput,
-                wanted: Wanted::AtLeast,
-                target: 0.85,
+                name,
+                title,
+                figure,
+                wanted,
+                target,
                 ours: (
                     format!(
                         "unary SearchVectors of {count} embeddings of {dimensions} dimensions, HNSW over BINARY codes, \
-                         the nearest 10, {SEARCHERS} in flight"
+                         the nearest 10, {in_flight} in flight"
                     ),
-                    self.client(self.server, ours, SEARCHERS),
+                    self.nearest("", 0, in_flight),
                 ),
                 theirs: (
                     format!(
-                        "{SEARCHERS} tokio-postgres clients: what Casebook says to PostgreSQL for one search, in one \
+                        "{in_flight} tokio-postgres clients: what Casebook says to PostgreSQL for one search, in one \
                          round trip: BEGIN, the tenant, the settings, the search (prepared, planned for each), COMMIT"
                     ),
                     raw,
+                ),
+            })
+            .await
+    }
+
+    /// Of a tenant that has 1 % of the embeddings, against all of them.
+    pub async fn search_tenant(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        bench
+            .compare(Scenario {
+                name: "search-tenant",
+                title: "SearchVectors of a tenant with 1 % against one with all",
+                figure: Figure::TailTime,
+                wanted: Wanted::AtMost,
+                target: 3.0,
+                ours: (
+                    format!("one caller, in a tenant that has {} embeddings", nearest::SMALL),
+                    self.nearest(nearest::SMALL_TENANT, 0, 1),
+                ),
+                theirs: (
+                    format!("one caller, in a tenant that has {} embeddings", nearest::EMBEDDINGS),
+                    self.nearest("", 0, 1),
+                ),
+            })
+            .await
+    }
+
+    /// The same against a table that tenants share.
+    pub async fn search_shared(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        bench.progress.set_message("a table that tenants share, and its index");
+        self.database.client.batch_execute(nearest::SHARED).await?;
+        let theirs = Side::Client {
+            call: Call::SharedNearest { conninfo: self.database.owner_url() },
+            in_flight: 1,
+            watched: vec![self.database.watched()],
+        };
+        bench
+            .compare(Scenario {
+                name: "search-shared",
+                title: "SearchVectors of a tenant with 1 % against a walk over a shared index",
+                figure: Figure::TailTime,
+                wanted: Wanted::AtMost,
+                target: 0.05,
+                ours: (
+                    format!("one caller, in a tenant that has {} embeddings", nearest::SMALL),
+                    self.nearest(nearest::SMALL_TENANT, 0, 1),
+                ),
+                theirs: (
+                    format!(
+                        "one tokio-postgres client: the nearest 10 of one of 100 tenants in a table of all {} \
+                         embeddings, by HNSW as pgvector makes it, iterative_scan = relaxed_order",
+                        nearest::EMBEDDINGS
+                    ),
+                    theirs,
+                ),
+            })
+            .await
+    }
+
+    /// While embeddings arrive, against quiet.
+    pub async fn search_writing(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        bench
+            .compare(Scenario {
+                name: "search-writing",
+                title: "SearchVectors while 1,000 embeddings a second arrive, against none",
+                figure: Figure::Throughput,
+                wanted: Wanted::AtLeast,
+                target: 0.6,
+                ours: (
+                    format!(
+                        "{SEARCHERS} searches in flight, and new embeddings in batches of 100, 1,000 a second, into the \
+                         same space"
+                    ),
+                    self.nearest("", 1000, SEARCHERS),
+                ),
+                theirs: (
+                    format!("{SEARCHERS} searches in flight"),
+                    self.nearest("", 0, SEARCHERS),
                 ),
             })
             .await

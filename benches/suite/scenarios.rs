@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// In the order in which they are run: reads before the tables grow.
-pub const NAMES: [&str; 20] = [
+pub const NAMES: [&str; 24] = [
     "get",
     "get-walled",
     "echo",
@@ -30,6 +30,10 @@ pub const NAMES: [&str; 20] = [
     "get-grown",
     "search-text",
     "search-vectors",
+    "search-vectors-lone",
+    "search-tenant",
+    "search-shared",
+    "search-writing",
     "batch-create",
     "batch-create-busy",
     "chunk-ingest",
@@ -93,12 +97,17 @@ async fn measure(
     bench.progress.set_length(bench.samples() * paired);
 
     let case = Case { folder, database, server: &server, tenants };
-    let (mut grown, mut has_documents) = (None, false);
+    let (mut grown, mut has_documents, mut has_vectors) = (None, false, false);
     let mut outcomes = Vec::new();
     for name in chosen {
         if !has_documents && (name == "search-text" || name.starts_with("chunk-")) {
             case.fill_documents(&bench).await?;
             has_documents = true;
+        }
+        let is_nearest = name.starts_with("search-") && name != "search-text";
+        if !has_vectors && is_nearest {
+            case.fill_vectors(&bench).await?;
+            has_vectors = true;
         }
         let outcome = match name {
             "list-deep" | "get-grown" => {
@@ -112,7 +121,11 @@ async fn measure(
                 }
             }
             "search-text" => case.search(&bench).await?,
-            "search-vectors" => case.search_vectors(&bench).await?,
+            "search-vectors" => case.search_vectors(&bench, false).await?,
+            "search-vectors-lone" => case.search_vectors(&bench, true).await?,
+            "search-tenant" => case.search_tenant(&bench).await?,
+            "search-shared" => case.search_shared(&bench).await?,
+            "search-writing" => case.search_writing(&bench).await?,
             "embedded-ingest" => case.embedded_ingest(&bench).await?,
             "batch-create" => case.batch_create(&bench, 1).await?,
             "batch-create-busy" => case.batch_create(&bench, BATCHERS).await?,

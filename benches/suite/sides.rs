@@ -169,6 +169,7 @@ pub async fn script(
     child.kill().await?;
     sample.operations = operations;
     sample.p50_us = f64::NAN;
+    sample.p95_us = f64::NAN;
     sample.p99_us = f64::NAN;
     sample.mean_us = sample.seconds * 1e6 / operations as f64;
     Ok(sample)

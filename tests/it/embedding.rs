@@ -3,6 +3,7 @@
 mod given;
 mod ingest;
 mod nearest;
+mod similarity;
 
 use crate::help::*;
 use crate::world::{As, World, object, request, wrong_fields};

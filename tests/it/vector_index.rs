@@ -4,7 +4,7 @@
 mod upkeep;
 
 use crate::help::*;
-use crate::world::{As, World, object, request, wrong_fields};
+use crate::world::{As, World, config_of, object, request, url_of, wrong_fields};
 use casebook::pb;
 use casebook::pb::vector_index::{Codes, Method};
 use casebook::pb::{DistanceMetric, OperationState, SearchMethod, VectorStorage};

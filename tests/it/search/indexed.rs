@@ -8,7 +8,6 @@ use casebook::pb;
 use pb::vector_index::{Codes, Method};
 use pb::{ResourceKind, SearchMethod};
 use rand::RngExt as _;
-use std::time::Duration;
 
 /// Builds an index, and waits until it is searched.
 async fn indexed(who: &As, space: &str) {
@@ -25,7 +24,6 @@ async fn indexed(who: &As, space: &str) {
     let request = pb::WaitOperationRequest { operation_id: begun.id, timeout: None };
     let ended = ok!(who.operations().wait_operation(request)).operation.unwrap();
     assert_eq!(ended.state(), pb::OperationState::Done, "{ended:?}");
-    tokio::time::sleep(Duration::from_millis(200)).await;
 }
 
 #[tokio::test]
@@ -118,25 +116,29 @@ async fn by_an_index_the_same_is_found_and_filters_lose_nothing() {
     // What was just written, and what was just deleted or changed.
     let target = draw();
     let before = ids(&ok!(who.precedents().find_precedents(find("s", &target))));
+    let gone = before.iter().find(|id| *id != "p2999").unwrap();
     let moved = of(ResourceKind::Precedent, "p2999", "p2999-0", &target);
     embed(&who, "s", &[moved]).await;
-    ok!(who.precedents().delete_precedent(remove(&before[0])));
+    ok!(who.precedents().delete_precedent(remove(gone)));
     let request = pb::FindPrecedentsRequest { explain: true, ..find("s", &target) };
     let after = ok!(who.precedents().find_precedents(request));
     assert_eq!(after.legs[0].method(), SearchMethod::Hnsw);
     assert_eq!(ids(&after)[0], "p2999");
-    assert!(!ids(&after).contains(&before[0]) || before[0] == "p2999");
+    assert!(!ids(&after).contains(gone));
 
-    // An index that is searched no further than so far says that there may be more.
-    let few = pb::FindPrecedentsRequest {
-        near: Some(pb::VectorLeg {
-            params: Some(pb::SearchParams { max_scan_tuples: 1, ..Default::default() }),
-            ..near("s", &target).unwrap()
-        }),
-        r#where: expression("tags:of1000"),
-        ..Default::default()
+    // An index that is searched no further than so far says that there may be more. With one point kept in sight, the
+    // first walk comes by a few hundred of the 6,000; that it meets all that one in fifty have is out of the question.
+    let params = pb::SearchParams { ef_search: 1, max_scan_tuples: 1, ..Default::default() };
+    let all = pb::FindPrecedentsRequest {
+        top_k: 100,
+        r#where: expression("tags:of50"),
+        ..find("s", &target)
     };
+    let mut few = all.clone();
+    few.near.as_mut().unwrap().params = Some(params);
+    let all = ok!(who.precedents().find_precedents(all));
+    assert!(!all.incomplete && all.hits.len() >= 59, "{}", all.hits.len());
     let few = ok!(who.precedents().find_precedents(few));
-    assert!(few.incomplete && few.hits.len() < 3, "{few:?}");
+    assert!(few.incomplete && few.hits.len() < 59, "{}", few.hits.len());
     world.close().await;
 }

@@ -1,7 +1,6 @@
 //! Indexes while the world moves: rebuilding under load, cancelling, damage, advice, purging.
 
 use super::*;
-use crate::world::{config_of, url_of};
 use casebook::pb::VectorIndexMode;
 use casebook::pb::get_vector_space_stats_response::index_state::State;
 
@@ -440,8 +439,11 @@ async fn sealing_passes_over_what_is_being_written() {
     // A server that seals nothing by itself.
     let url = url_of(&config_of(&world.database).await);
     let quiet = World::on(&world.database, &url, &settings).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let who = quiet.anonymous();
+    // It looks once when it starts, and then knows of the index and that nothing is left to seal.
+    while search(&who, near("s", &[1.0; 8], 1)).await.method() != SearchMethod::Hnsw {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let write = async |values: &[f32]| {
         ok!(who.vectors().upsert_embedding(pb::UpsertEmbeddingRequest {
             vector_space_id: "s".into(),

@@ -426,10 +426,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
 $$;
 
 -- Operations that are not over, of all tenants, and spaces that want an index of their own accord or have lost theirs.
-CREATE FUNCTION wall.open_operations() RETURNS TABLE (tenant_id text, id text)
+CREATE FUNCTION wall.open_operations() RETURNS TABLE (tenant_id text, id text, action text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
-  SELECT o.tenant_id, o.id FROM casebook.operation AS o WHERE o.delete_time IS NULL AND o.state IN (1, 2)
-  ORDER BY o.create_time
+  SELECT o.tenant_id, o.id, o.action FROM casebook.operation AS o WHERE o.delete_time IS NULL AND o.state IN (1, 2)
+  ORDER BY o.create_time, o.uid
 $$;
 
 CREATE FUNCTION wall.wanting_spaces(rows_min bigint) RETURNS TABLE (tenant_id text, id text, is_lost boolean)

@@ -132,6 +132,7 @@ pub fn store_settings(config: &Config, connect: tokio_postgres::Config) -> store
             read_lanes: config.read_lanes,
             write_lanes: config.write_lanes,
             admin_size_max: config.admin_pool_size,
+            upkeep_size_max: upkeep::connections(config.index_builds_max as usize),
             wait_timeout: ms(config.pool_wait_timeout_ms),
             lifetime_max: ms(config.pool_max_lifetime_ms),
             verify: config.pool_verify,
@@ -163,6 +164,7 @@ fn upkeep_settings(config: &Config) -> UpkeepSettings {
     UpkeepSettings {
         build_memory_bytes: config.index_build_memory_bytes,
         build_workers: config.index_build_workers,
+        builds_max: config.index_builds_max as usize,
         every: ms(config.index_upkeep_interval_ms),
         probe_every: (config.index_probe_interval_ms > 0)
             .then_some(ms(config.index_probe_interval_ms)),

@@ -111,6 +111,7 @@ const OTHER_QUERIES: &[&[&dyn Check]] = &[
     vector_index::recall::QUERIES,
     vector_index::stats::QUERIES,
     vector_index::upkeep::QUERIES,
+    vector_index::worker::QUERIES,
 ];
 
 /// Every statement of the service, for the test that prepares them all against the migrated schema.

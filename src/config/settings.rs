@@ -359,6 +359,8 @@ settings! {
             "How much memory PostgreSQL may use to build a vector index; one that does not fit in builds far slower.";
         index_build_workers: u32 = n(2), number(0, 64), "processes",
             "How many more processes of PostgreSQL help to build an HNSW index; 0 leaves it to one.";
+        index_builds_max: u32 = n(2), number(1, 8), "builds",
+            "How many vector indexes are built side by side in the whole deployment; each takes its own memory and processes.";
         index_upkeep_interval_ms: u64 = n(SECOND), number(10, HOUR), "ms",
             "How often the server looks for new vectors to index and for indexes to build.";
         index_probe_interval_ms: u64 = n(HOUR), number(0, 720 * HOUR), "ms",

@@ -53,6 +53,7 @@ pub struct PoolSettings {
     pub read_lanes: usize,
     pub write_lanes: usize,
     pub admin_size_max: usize,
+    pub upkeep_size_max: usize,
     pub wait_timeout: Duration,
     pub lifetime_max: Duration,
     /// Ask a pooled connection for a sign of life before using it (the lanes notice a closed socket by themselves).
@@ -77,9 +78,6 @@ pub struct Pools {
     admin: Pool,
     upkeep: Pool,
 }
-
-/// One builds an index, which takes long, while the other keeps the others up to date.
-const UPKEEP_SIZE: usize = 2;
 
 impl Pools {
     pub fn new(settings: &PoolSettings) -> Result<Self> {
@@ -110,7 +108,7 @@ impl Pools {
             write: pool(Lane::Write, settings.write_lanes, false)?,
             work: pool(Lane::Work, settings.work_size_max, settings.verify)?,
             admin: pool(Lane::Admin, settings.admin_size_max, settings.verify)?,
-            upkeep: pool(Lane::Upkeep, UPKEEP_SIZE, settings.verify)?,
+            upkeep: pool(Lane::Upkeep, settings.upkeep_size_max, settings.verify)?,
         })
     }
 

@@ -4,6 +4,7 @@ pub mod advice;
 pub mod recall;
 pub mod stats;
 pub mod upkeep;
+pub mod worker;
 
 use super::Store;
 use super::caller::Caller;

@@ -1,6 +1,7 @@
 //! Indexes of vector spaces: building, searching, keeping up with writes, and noticing damage (C8, C9, F473 to F477,
 //! F512, F513, N16).
 
+mod operations;
 mod upkeep;
 
 use crate::help::*;

@@ -4,19 +4,15 @@
 //! that is done is in the tables, so whoever is left goes on where another stopped.
 
 use super::advice::{ROWS_MIN, best};
-use super::{HNSW, IVFFLAT, Index, IndexSpec, READY, SUSPECT, UNSUITED, lists_for};
+use super::worker::{SEAL, SWEEP, Worker};
+use super::{Index, IndexSpec, READY, SUSPECT, UNSUITED};
 use crate::store::Store;
 use crate::store::caller::Caller;
 use crate::store::embedding::nearest::{How, Method};
-use crate::store::operation::{
-    BUILD, CANCELLED, DONE, DROP, FAILED, Operation, RUNNING, WantIndex,
-};
-use crate::store::postgres::Lane;
-use crate::store::query::{FromRow, Params, Query};
-use crate::store::snapshot::ENTER;
+use crate::store::operation::{DROP, Operation, WantIndex};
 use crate::store::vector_space::VectorSpace;
 use crate::store::write::WriteOptions;
-use crate::{Error, Reason, Result, queries, row};
+use crate::{Error, Result, queries, row};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,24 +21,12 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 row! {
-    /// What a function says; `None` if another server is at it.
-    pub struct Said {
-        pub said: Option<bool>,
-    }
-}
-
-row! {
-    /// How many; `None` if another server is at it.
-    pub struct Moved {
-        pub moved: Option<i64>,
-    }
-}
-
-row! {
-    /// A resource of some tenant.
-    pub struct Place {
+    /// An operation of some tenant.
+    #[derive(Eq, Hash)]
+    pub struct Open {
         pub tenant_id: String,
         pub id: String,
+        pub action: String,
     }
 }
 
@@ -57,25 +41,8 @@ row! {
 }
 
 queries! { "vector_index" {
-    /// Opens an index: (uid, space, method, codes, m, ef_construction, lists). False if the space is gone.
-    OPEN(Uuid, Uuid, i16, i16, i32, i32, i32) -> Said =
-        "SELECT wall.open_vector_index($1, $2, $3, $4, $5, $6, $7) AS said";
-    /// Fills it further: (uid, most). Whether there is more to come.
-    FILL(Uuid, i32) -> Said = "SELECT wall.fill_vector_index($1, $2) AS said";
-    /// Builds it: (uid, memory in kB, workers).
-    BUILD_INDEX(Uuid, i32, i32) -> Said = "SELECT wall.build_vector_index($1, $2, $3) AS said";
-    /// Has it searched, and removes those before it.
-    USE(Uuid) -> Said = "SELECT wall.use_vector_index($1) AS said";
-    /// Removes the indexes of a space, or the one named: (space, uid).
-    DROP_INDEXES(Uuid, Option<Uuid>) -> () = "SELECT FROM wall.drop_vector_indexes($1, $2)";
-    /// Puts fresh vectors into it: (uid, most).
-    SEAL(Uuid, i32) -> Moved = "SELECT wall.seal_vectors($1, $2) AS moved";
-    /// Removes codes that no longer count: (uid, part, parts).
-    SWEEP(Uuid, i32, i32) -> Moved = "SELECT wall.sweep_vector_index($1, $2, $3) AS moved";
-    /// Notes what a look found: (uid, recall, state).
-    NOTE(Uuid, f64, i16) -> () = "SELECT FROM wall.note_vector_probe($1, $2, $3)";
     /// Operations of all tenants that are not over, the oldest first.
-    OPERATIONS() -> Place = "SELECT {*} FROM wall.open_operations()";
+    OPERATIONS() -> Open = "SELECT {*} FROM wall.open_operations()";
     /// Spaces of all tenants that should have an index: (embeddings from which on AUTO builds one).
     WANTING(i64) -> Wanting = "SELECT {*} FROM wall.wanting_spaces($1)";
 } }
@@ -87,6 +54,8 @@ pub struct UpkeepSettings {
     pub build_memory_bytes: u64,
     /// Processes that help it.
     pub build_workers: u32,
+    /// Indexes that are built side by side.
+    pub builds_max: usize,
     /// Pause between two looks at what is to do.
     pub every: Duration,
     /// Pause between two looks at how much an index finds; none: never.
@@ -95,20 +64,15 @@ pub struct UpkeepSettings {
     pub caller: fn(&str) -> Caller,
 }
 
-/// Vectors that one transaction fills in.
-const FILL_ROWS: i32 = 2_000;
+/// Indexes that are dropped side by side.
+const DROPS_MAX: usize = 2;
 /// Vectors that one transaction seals: from few, because it is not known how long one takes.
 const SEAL_ROWS_MIN: i32 = 20;
 const SEAL_ROWS_MAX: i32 = 2_000;
-/// The same before an index is used, and how often, so that it comes to an end under whatever load.
-const SEAL_ROWS_BEFORE_USE: i32 = 200;
-const SEALS_BEFORE_USE: usize = 5_000;
 /// How long sealing some may take, so that it neither holds back VACUUM nor makes a shutdown wait.
 const SEAL_TIME: Duration = Duration::from_millis(300);
 /// Pause where there is more to do at once, so that calls come through.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
-/// How often a build looks whether it was cancelled.
-const CANCEL_EVERY: Duration = Duration::from_secs(1);
 /// How often spaces are looked through for want of an index.
 const WANTING_EVERY: Duration = Duration::from_secs(10);
 /// Searches of a look at an index.
@@ -122,7 +86,7 @@ const SWEEP_PARTS: i32 = 64;
 /// pgvector's parallel builds of HNSW were unsound before (its issue 945 and others).
 const PARALLEL_SINCE: &[u32] = &[0, 8, 2];
 /// Searches go on where a filter left too few, so that filters lose nothing.
-const ITERATIVE_SINCE: &[u32] = &[0, 8];
+pub(super) const ITERATIVE_SINCE: &[u32] = &[0, 8];
 /// Indexes could be corrupted by VACUUM and by building before.
 pub const SOUND_SINCE: &[u32] = &[0, 8, 4];
 
@@ -137,7 +101,7 @@ pub async fn run(store: Store, settings: UpkeepSettings, mut stopped: watch::Rec
     let mut keeper = Keeper {
         store,
         settings,
-        building: None,
+        working: HashMap::new(),
         seal_rows: HashMap::new(),
         looked: None,
         parallel: None,
@@ -166,17 +130,18 @@ pub async fn run(store: Store, settings: UpkeepSettings, mut stopped: watch::Rec
             _ = stopped.wait_for(|stop| *stop) => break,
         }
     }
-    if let Some(building) = keeper.building {
+    for working in keeper.working.into_values() {
         // Its session ends with it, and what it did not commit; any server goes on from there.
-        building.abort();
-        let _ = building.await;
+        working.abort();
+        let _ = working.await;
     }
 }
 
 struct Keeper {
     store: Store,
     settings: UpkeepSettings,
-    building: Option<JoinHandle<()>>,
+    /// The operations that are worked at.
+    working: HashMap<Open, JoinHandle<()>>,
     /// How many vectors of each index are sealed at once.
     seal_rows: HashMap<Uuid, i32>,
     looked: Option<Instant>,
@@ -189,11 +154,19 @@ impl Keeper {
     /// One look at what is to do. Says whether there is more to do at once.
     async fn turn(&mut self) -> Result<bool> {
         let indexes = self.store.refresh_indexes().await?;
-        let operations = self.store.admin_rows(&OPERATIONS, ()).await?;
-        if self.building.as_ref().is_none_or(JoinHandle::is_finished)
-            && let Some(place) = operations.into_iter().next()
-        {
-            self.building = Some(self.begin(place).await?);
+        // Before the look at what is open, or what ends in between would begin again.
+        self.working.retain(|_, working| !working.is_finished());
+        let (drops, builds): (Vec<Open>, Vec<Open>) =
+            self.store.admin_rows(&OPERATIONS, ()).await?.into_iter().partition(Open::is_drop);
+        // The oldest in the whole deployment, so that other servers begin no more than this one does.
+        for (open, most) in [(drops, DROPS_MAX), (builds, self.settings.builds_max)] {
+            for open in open.into_iter().take(most) {
+                let busy = self.working.keys().filter(|other| other.is_drop() == open.is_drop());
+                if busy.count() < most && !self.working.contains_key(&open) {
+                    let working = self.begin(&open).await?;
+                    self.working.insert(open, working);
+                }
+            }
         }
         let mut has_more = false;
         for index in &indexes {
@@ -217,7 +190,7 @@ impl Keeper {
         Ok(has_more)
     }
 
-    async fn begin(&mut self, place: Place) -> Result<JoinHandle<()>> {
+    async fn begin(&mut self, open: &Open) -> Result<JoinHandle<()>> {
         let parallel = match self.parallel {
             Some(parallel) => parallel,
             None => {
@@ -237,8 +210,8 @@ impl Keeper {
             settings.build_workers = 0;
         }
         let worker = Worker { store: self.store.clone(), settings };
+        let (tenant_id, id) = (open.tenant_id.clone(), open.id.clone());
         Ok(tokio::spawn(async move {
-            let Place { tenant_id, id } = place;
             if let Err(error) = worker.carry_on(&tenant_id, &id).await {
                 tracing::warn!(%error, tenant = tenant_id, operation = id, "an operation goes on later");
                 tokio::time::sleep(worker.settings.every).await;
@@ -359,6 +332,17 @@ impl Keeper {
     }
 }
 
+impl Open {
+    fn is_drop(&self) -> bool {
+        self.action == DROP
+    }
+}
+
+/// The connections that all this takes: one for each operation, and one that keeps the indexes up to date.
+pub fn connections(builds_max: usize) -> usize {
+    builds_max + DROPS_MAX + 1
+}
+
 fn is_due(index: &Index, every: Duration) -> bool {
     let Some(last) = index.probe_time else { return true };
     SystemTime::now().duration_since(last).is_ok_and(|since| since > every)
@@ -374,232 +358,4 @@ fn next_rows(rows: i32, took: Duration) -> i32 {
         rows
     };
     next.clamp(SEAL_ROWS_MIN, SEAL_ROWS_MAX)
-}
-
-/// Does the work, a transaction at a time.
-struct Worker {
-    store: Store,
-    settings: UpkeepSettings,
-}
-
-impl Worker {
-    fn caller(&self, tenant: &str) -> Caller {
-        (self.settings.caller)(tenant)
-    }
-
-    /// Runs one statement as a transaction of its own in a tenant, however long it takes.
-    async fn ask<P: Params, R: FromRow>(
-        &self,
-        tenant: &str,
-        query: &Query<P, R>,
-        params: P,
-    ) -> Result<R> {
-        let rows = self.run(tenant, query, params).await?;
-        rows.into_iter().next().ok_or_else(|| Error::internal("a function without an answer"))
-    }
-
-    async fn run<P: Params, R: FromRow>(
-        &self,
-        tenant: &str,
-        query: &Query<P, R>,
-        params: P,
-    ) -> Result<Vec<R>> {
-        let conn = self.store.connection(Lane::Upkeep).await?;
-        conn.client().batch_execute("BEGIN").await?;
-        conn.all(&ENTER, &(tenant.to_owned(), "0".to_owned())).await?;
-        let rows = conn.all(query, &params).await?;
-        conn.client().batch_execute("COMMIT").await?;
-        conn.done();
-        Ok(rows)
-    }
-
-    async fn remove(&self, tenant: &str, space: Uuid, only: Option<Uuid>) -> Result<()> {
-        self.run(tenant, &DROP_INDEXES, (space, only)).await?;
-        Ok(())
-    }
-
-    async fn note(&self, index: &Index, recall: f64, state: i16) -> Result<()> {
-        self.run(&index.tenant_id, &NOTE, (index.uid, recall, state)).await?;
-        Ok(())
-    }
-
-    async fn space_of(&self, caller: &Caller, uid: Uuid) -> Result<Option<VectorSpace>> {
-        self.store.space_by_uid(caller, uid).await
-    }
-
-    async fn turn(&self, tenant: &str, id: &str, state: i16, error: String) -> Result<()> {
-        let change = Operation::turn(id.to_owned(), state, error);
-        self.store.write(self.caller(tenant), WriteOptions::default(), change).await?;
-        Ok(())
-    }
-
-    /// Carries an operation on. An error says that it is to be tried again.
-    async fn carry_on(&self, tenant: &str, id: &str) -> Result<()> {
-        let caller = self.caller(tenant);
-        let operation: Operation = match self.store.get(&caller, id).await {
-            Ok(operation) => operation,
-            Err(Error::NotFound { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if operation.is_over() {
-            return Ok(());
-        }
-        self.turn(tenant, id, RUNNING, String::new()).await?;
-        let began = Instant::now();
-        let work = async {
-            match operation.action.as_str() {
-                DROP => self.remove(tenant, operation.space_uid, None).await.map(|()| true),
-                BUILD => self.build(tenant, &operation).await,
-                other => Err(Error::internal(format!("an unknown operation {other}"))),
-            }
-        };
-        let ended = tokio::select! {
-            ended = work => ended,
-            () = self.cancelled(tenant, id) => {
-                self.store.refresh_indexes().await?;
-                return self.remove_unfinished(tenant, &operation).await;
-            }
-        };
-        match ended {
-            Ok(true) => {
-                // So that this server searches by what it says is done.
-                self.store.refresh_indexes().await?;
-                self.turn(tenant, id, DONE, String::new()).await?;
-                let seconds = began.elapsed().as_secs_f32();
-                tracing::info!(
-                    tenant,
-                    operation = id,
-                    action = operation.action,
-                    seconds,
-                    "an operation is done"
-                );
-                Ok(())
-            }
-            // Another server is at it.
-            Ok(false) => {
-                tokio::time::sleep(self.settings.every).await;
-                Ok(())
-            }
-            Err(error) if is_passing(&error) => Err(error),
-            Err(error) => {
-                tracing::error!(tenant, operation = id, %error, cause = ?std::error::Error::source(&error), "an operation failed");
-                self.remove_unfinished(tenant, &operation).await?;
-                self.turn(tenant, id, FAILED, why(&error)).await
-            }
-        }
-    }
-
-    async fn remove_unfinished(&self, tenant: &str, operation: &Operation) -> Result<()> {
-        let uid = operation.meta.uid;
-        let stats = self.store.index_stats(&self.caller(tenant), operation.space_uid).await?;
-        if stats.iter().any(|index| index.uid == uid && index.state < READY) {
-            self.remove(tenant, operation.space_uid, Some(uid)).await?;
-        }
-        Ok(())
-    }
-
-    /// Returns when an operation was cancelled.
-    async fn cancelled(&self, tenant: &str, id: &str) {
-        loop {
-            tokio::time::sleep(CANCEL_EVERY).await;
-            match self.store.get::<Operation>(&self.caller(tenant), id).await {
-                Ok(operation) if operation.state == CANCELLED => return,
-                Err(Error::NotFound { .. }) => return,
-                _ => {}
-            }
-        }
-    }
-
-    /// True when the index is searched; false if another server is at it.
-    async fn build(&self, tenant: &str, operation: &Operation) -> Result<bool> {
-        let caller = self.caller(tenant);
-        let gone = || Error::Refused {
-            reason: Reason::NotFound,
-            message: "the vector space was deleted".into(),
-            metadata: Vec::new(),
-        };
-        let version = self.store.database_status().await?.pgvector_version;
-        if !is_at_least(&version, ITERATIVE_SINCE) {
-            return Err(Error::Refused {
-                reason: Reason::NotIndexable,
-                message: format!(
-                    "indexes need pgvector 0.8.0 or newer, and the database has {version}: update the extension"
-                ),
-                metadata: Vec::new(),
-            });
-        }
-        let uid = operation.meta.uid;
-        let space = self.space_of(&caller, operation.space_uid).await?.ok_or_else(gone)?;
-        let Some(spec) = IndexSpec::of(&space).filter(|spec| !spec.is_none()) else {
-            return Err(gone());
-        };
-        let lists = match (spec.method, spec.lists) {
-            (IVFFLAT, 0) => lists_for(self.store.space_stats(&caller, &space).await?.rows),
-            (_, lists) => lists,
-        };
-        let IndexSpec { method, m, ef_construction, .. } = spec;
-        let codes = spec.codes_for(&space);
-        let params = (uid, space.meta.uid, method, codes, m, ef_construction, lists);
-        match self.ask(tenant, &OPEN, params).await?.said {
-            Some(true) => {}
-            Some(false) => return Err(gone()),
-            None => return Ok(false),
-        }
-        loop {
-            match self.ask(tenant, &FILL, (uid, FILL_ROWS)).await?.said {
-                Some(true) => {}
-                Some(false) => break,
-                None => return Ok(false),
-            }
-        }
-        let memory_kb = i32::try_from(self.settings.build_memory_bytes / 1024).unwrap_or(i32::MAX);
-        let workers = if method == HNSW { self.settings.build_workers } else { 0 };
-        let mut built = self.ask(tenant, &BUILD_INDEX, (uid, memory_kb, workers as i32)).await;
-        if let Err(error) = &built
-            && workers > 0
-            && !is_passing(error)
-        {
-            // Several processes share memory of which there may be too little, as in a container.
-            tracing::warn!(%error, "an index is built with one process, because with several it failed");
-            built = self.ask(tenant, &BUILD_INDEX, (uid, memory_kb, 0)).await;
-        }
-        match built?.said {
-            Some(true) => {}
-            Some(false) => return Err(gone()),
-            None => return Ok(false),
-        }
-        // What came while it was built, or the first searches would go through all of it.
-        for _ in 0..SEALS_BEFORE_USE {
-            match self.ask(tenant, &SEAL, (uid, SEAL_ROWS_BEFORE_USE)).await?.moved {
-                Some(moved) if moved >= i64::from(SEAL_ROWS_BEFORE_USE) => {}
-                Some(_) => break,
-                None => return Ok(false),
-            }
-        }
-        match self.ask(tenant, &USE, (uid,)).await?.said {
-            Some(true) => Ok(true),
-            Some(false) => Err(Error::internal("an index that was built is not there")),
-            None => Ok(false),
-        }
-    }
-}
-
-/// Whether work that failed so will go well later.
-fn is_passing(error: &Error) -> bool {
-    error.is_transient()
-        || matches!(
-            error,
-            Error::ShuttingDown
-                | Error::CommitUnknown(_)
-                | Error::DeadlineExceeded(_)
-                | Error::Exhausted { .. }
-        )
-}
-
-/// What an operation says of its failure. What PostgreSQL says is for the log.
-fn why(error: &Error) -> String {
-    match error {
-        Error::Internal(_) => "it could not be built; the server's log says why".into(),
-        other => other.to_string(),
-    }
 }

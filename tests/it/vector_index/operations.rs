@@ -1,0 +1,109 @@
+//! Operations beside each other, and what becomes of those that come to nothing.
+
+use super::*;
+use tokio_postgres::Client;
+
+/// What holds every index that is being built, when it stands and before its transaction ends, for as long as a test
+/// likes: its table is locked as it is while PostgreSQL builds.
+pub(super) struct Hold(Client);
+
+impl Hold {
+    const KEY: i64 = 4711;
+
+    pub(super) async fn on(world: &World) -> Self {
+        let session = world.superuser().await;
+        let setup = format!(
+            "SELECT pg_advisory_lock({key});
+            CREATE FUNCTION public.hold_index() RETURNS event_trigger LANGUAGE plpgsql AS $$
+            BEGIN
+              IF EXISTS (SELECT FROM pg_catalog.pg_event_trigger_ddl_commands() WHERE object_identity LIKE '%\\_code') THEN
+                PERFORM pg_catalog.pg_advisory_xact_lock_shared({key});
+              END IF;
+            END
+            $$;
+            CREATE EVENT TRIGGER hold_index ON ddl_command_end WHEN TAG IN ('CREATE INDEX')
+              EXECUTE FUNCTION public.hold_index()",
+            key = Self::KEY
+        );
+        session.batch_execute(&setup).await.unwrap();
+        Self(session)
+    }
+
+    /// Waits until so many builds are held.
+    pub(super) async fn holds(&self, wanted: i64) {
+        for _ in 0..1200 {
+            if self.held().await == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{} builds are held, not {wanted}", self.held().await);
+    }
+
+    pub(super) async fn held(&self) -> i64 {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = $1 AND \
+                       database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let key = u32::try_from(Self::KEY).unwrap();
+        self.0.query_one(waiting, &[&key]).await.unwrap().get(0)
+    }
+
+    pub(super) async fn release(self) {
+        self.0.batch_execute("DROP EVENT TRIGGER hold_index; SELECT pg_advisory_unlock_all()").await.unwrap();
+    }
+}
+
+async fn state(who: &As, id: &str) -> OperationState {
+    let request = pb::GetOperationRequest { operation_id: id.into(), ..Default::default() };
+    ok!(who.operations().get_operation(request)).operation.unwrap().state()
+}
+
+/// Two builds at a time, the oldest first, and drops whatever is built. Two servers are no more than one.
+#[tokio::test]
+async fn operations_of_different_spaces_go_on_side_by_side() {
+    let world = World::with(&BRISK).await;
+    let url = url_of(&config_of(&world.database).await);
+    let mut other = World::on(&world.database, &url, &BRISK).await;
+    let who = world.anonymous();
+    let mut cloud = Cloud::new(12, 8);
+    let spaces = ["a", "b", "c", "d", "e"];
+    for id in spaces {
+        space(&who, id, 8, DistanceMetric::L2, VectorStorage::Float32).await;
+        fill(&who, id, &mut cloud, 0..40).await;
+    }
+    built(&who, build("a", Method::Hnsw, Codes::Float32)).await;
+    let hold = Hold::on(&world).await;
+    let mut begun = Vec::new();
+    for id in &spaces[1..] {
+        let request = build(id, Method::Hnsw, Codes::Float32);
+        begun.push(ok!(who.spaces().build_vector_index(request)).operation.unwrap().id);
+    }
+    hold.holds(2).await;
+    // A drop does not wait for them.
+    let dropped = pb::DropVectorIndexRequest { vector_space_id: "a".into(), options: None };
+    let dropped = ok!(who.spaces().drop_vector_index(dropped)).operation.unwrap();
+    assert_eq!(over(&who, &dropped.id).await.state(), OperationState::Done);
+    assert_eq!(hold.held().await, 2);
+    let (running, pending) = (OperationState::Running, OperationState::Pending);
+    let mut states = Vec::new();
+    for id in &begun {
+        states.push(state(&who, id).await);
+    }
+    assert_eq!(states, [running, running, pending, pending]);
+    // What ends makes room.
+    let cancel = pb::CancelOperationRequest { operation_id: begun[0].clone(), options: None };
+    ok!(who.operations().cancel_operation(cancel));
+    for _ in 0..1200 {
+        if state(&who, &begun[2]).await == running {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert_eq!((state(&who, &begun[2]).await, state(&who, &begun[3]).await), (running, pending));
+    hold.holds(2).await;
+    hold.release().await;
+    for id in &begun[1..] {
+        assert_eq!(over(&who, id).await.state(), OperationState::Done);
+    }
+    other.stop().await;
+    world.close().await;
+}

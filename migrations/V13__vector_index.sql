@@ -83,6 +83,17 @@ CREATE TABLE casebook.embedding_delta (
 -- UPDATE, because a row that is listed again is locked by that, so that nobody seals it meanwhile.
 CALL casebook.build_wall('casebook.embedding_delta', 'SELECT, INSERT, UPDATE');
 
+-- Embeddings that were purged while an index was being built over their codes, whose table is locked meanwhile. They go
+-- from it before it is searched.
+CREATE TABLE casebook.vector_removal (
+  tenant_id text COLLATE "C" NOT NULL,
+  index_uid uuid NOT NULL,
+  embedding_uid uuid NOT NULL,
+  PRIMARY KEY (tenant_id, index_uid, embedding_uid),
+  FOREIGN KEY (tenant_id, index_uid) REFERENCES casebook.vector_index (tenant_id, uid) ON DELETE CASCADE
+);
+CALL casebook.build_wall('casebook.vector_removal', 'SELECT');
+
 CREATE FUNCTION casebook.current_tenant() RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 DECLARE
@@ -290,8 +301,14 @@ BEGIN
   IF NOT FOUND THEN
     RETURN false;
   END IF;
+  -- This waits for every purge that found it being built.
   UPDATE casebook.vector_index AS v SET state = 3, ready_time = pg_catalog.now()
   WHERE v.tenant_id = tenant AND v.uid = i.uid AND v.state = 2;
+  EXECUTE pg_catalog.format(
+    'DELETE FROM casebook.%I AS c USING casebook.vector_removal AS r '
+    'WHERE r.tenant_id = $1 AND r.index_uid = $2 AND c.embedding_uid = r.embedding_uid', 'sealed_' || i.number)
+  USING tenant, i.uid;
+  DELETE FROM casebook.vector_removal AS r WHERE r.tenant_id = tenant AND r.index_uid = i.uid;
   PERFORM casebook.remove_vector_index(tenant, v.uid, false) FROM casebook.vector_index AS v
   WHERE v.tenant_id = tenant AND v.space_uid = i.space_uid AND v.uid <> i.uid;
   RETURN true;
@@ -382,15 +399,23 @@ BEGIN
 END
 $$;
 
--- What is purged goes from the indexes, too.
+-- What is purged goes from the indexes, too. While one is being built, it is only noted: nobody searches it yet.
 CREATE FUNCTION casebook.purge_from_vector_indexes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
-  name text;
+  i record;
 BEGIN
-  FOR name IN SELECT DISTINCT 'sealed_' || i.number FROM gone AS g
-              JOIN casebook.vector_index AS i ON i.tenant_id = g.tenant_id AND i.space_uid = g.space_uid LOOP
-    EXECUTE pg_catalog.format('DELETE FROM casebook.%I AS c USING gone AS g WHERE c.embedding_uid = g.uid', name);
+  -- Held until this is committed, so that building does not begin, nor the index come into use, before either is seen.
+  FOR i IN SELECT v.tenant_id, v.uid, v.number, v.state FROM casebook.vector_index AS v
+           WHERE EXISTS (SELECT FROM gone AS g WHERE g.tenant_id = v.tenant_id AND g.space_uid = v.space_uid)
+           ORDER BY v.uid FOR SHARE OF v LOOP
+    IF i.state = 2 THEN
+      INSERT INTO casebook.vector_removal (tenant_id, index_uid, embedding_uid)
+      SELECT i.tenant_id, i.uid, g.uid FROM gone AS g WHERE g.tenant_id = i.tenant_id ON CONFLICT DO NOTHING;
+    ELSE
+      EXECUTE pg_catalog.format('DELETE FROM casebook.%I AS c USING gone AS g WHERE c.embedding_uid = g.uid',
+                                'sealed_' || i.number);
+    END IF;
   END LOOP;
   RETURN NULL;
 END

@@ -16,8 +16,8 @@ DROP FUNCTION wall.open_vector_index(uuid, uuid, smallint, smallint, integer, in
   wall.wanting_spaces(bigint), wall.vector_space_stats(uuid), casebook.purge_from_vector_indexes(),
   casebook.remove_vector_index(text, uuid, boolean), casebook.vector_code(smallint, smallint, smallint, integer),
   casebook.claim_vector_index(uuid), casebook.current_tenant();
-DROP VIEW wall.embedding_delta, wall.vector_index, wall.operation;
-DROP TABLE casebook.embedding_delta, casebook.vector_index, casebook.operation;
+DROP VIEW wall.vector_removal, wall.embedding_delta, wall.vector_index, wall.operation;
+DROP TABLE casebook.vector_removal, casebook.embedding_delta, casebook.vector_index, casebook.operation;
 DROP VIEW wall.vector_space;
 ALTER TABLE casebook.vector_space DROP COLUMN index_method, DROP COLUMN index_codes, DROP COLUMN index_m,
   DROP COLUMN index_ef_construction, DROP COLUMN index_lists, DROP COLUMN index_mode;

@@ -107,3 +107,71 @@ async fn operations_of_different_spaces_go_on_side_by_side() {
     other.stop().await;
     world.close().await;
 }
+
+/// A purge does not wait for an index that is being built, and what is purged is not in it when it is searched.
+#[tokio::test]
+async fn purging_goes_on_while_an_index_is_built() {
+    let world = World::with(&BRISK).await;
+    let who = world.anonymous();
+    let mut cloud = Cloud::new(13, 8);
+    space(&who, "s", 8, DistanceMetric::L2, VectorStorage::Float32).await;
+    fill(&who, "s", &mut cloud, 0..100).await;
+    built(&who, build("s", Method::Hnsw, Codes::Float32)).await;
+    let hold = Hold::on(&world).await;
+    let begun = ok!(who.spaces().build_vector_index(build("s", Method::Hnsw, Codes::Float16)));
+    let begun = begun.operation.unwrap().id;
+    hold.holds(1).await;
+    ok!(who.vectors().batch_delete_embeddings(pb::BatchDeleteEmbeddingsRequest {
+        vector_space_id: "s".into(),
+        embedding_ids: (0..30).map(|n| format!("e{n:04}")).collect(),
+        ..Default::default()
+    }));
+    let purge = || pb::PurgeResourcesRequest {
+        kind: pb::ResourceKind::Embedding.into(),
+        max_resources: 20,
+        ..Default::default()
+    };
+    let mut client = who.retention();
+    let purged = tokio::time::timeout(Duration::from_secs(15), client.purge_resources(purge())).await;
+    let purged = purged.expect("it waits for the build").unwrap().into_inner();
+    assert_eq!(purged.purged_count, 20);
+    let owner = world.superuser().await;
+    let count = async |of: &str| -> i64 {
+        owner.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await.unwrap().get(0)
+    };
+    let numbers = owner.query("SELECT number FROM casebook.vector_index ORDER BY number", &[]).await.unwrap();
+    let [old, new] = [0, 1].map(|n| format!("casebook.sealed_{}", numbers[n].get::<_, i64>(0)));
+    // From the one that is searched it is gone at once.
+    assert_eq!((count(&old).await, count(&new).await), (80, 100));
+    assert_eq!(count("casebook.vector_removal").await, 20);
+    // One that is still under way when the index is built is waited for.
+    let purging = world.superuser().await;
+    purging
+        .batch_execute("BEGIN; DELETE FROM casebook.embedding WHERE delete_time IS NOT NULL")
+        .await
+        .unwrap();
+    hold.release().await;
+    for _ in 0..100 {
+        let waiting = "pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%use_vector_index%'";
+        if count(waiting).await > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(state(&who, &begun).await, OperationState::Running);
+    purging.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(over(&who, &begun).await.state(), OperationState::Done);
+    assert_eq!((count(&new).await, count("casebook.vector_removal").await), (70, 0));
+    let answer = search(&who, near("s", &cloud.point(), 100)).await;
+    assert_eq!(answer.hits.len(), 70);
+    // And from then on directly.
+    ok!(who.vectors().delete_embedding(pb::DeleteEmbeddingRequest {
+        vector_space_id: "s".into(),
+        embedding_id: "e0050".into(),
+        ..Default::default()
+    }));
+    assert_eq!(ok!(who.retention().purge_resources(purge())).purged_count, 1);
+    assert_eq!((count(&new).await, count("casebook.vector_removal").await), (69, 0));
+    drop((owner, purging));
+    world.close().await;
+}

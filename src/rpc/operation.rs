@@ -5,7 +5,7 @@ use super::wire::{self, Fields};
 use super::{Answer, Api, Parts, open};
 use crate::pb;
 use crate::store::caller::Caller;
-use crate::store::operation::{Cancel, Operation, PENDING, RUNNING};
+use crate::store::operation::{End, Operation, PENDING, RUNNING};
 use crate::{Error, Result};
 use futures_util::stream::{self, Stream};
 use std::pin::Pin;
@@ -165,9 +165,9 @@ crate::requests! { Operation:
     list ListOperationsRequest("create_time" by [("create_time", true)]);
 }
 
-crate::requests!(@ask CancelOperationRequest -> Cancel, |fields, on_conflict, operation_id| {
+crate::requests!(@ask CancelOperationRequest -> End, |fields, on_conflict, operation_id| {
     fields.only_fail(on_conflict);
-    Cancel { id: fields.id("operation_id", operation_id) }
+    End { id: fields.id("operation_id", operation_id), error: None }
 });
 
 impl Resource for pb::Operation {

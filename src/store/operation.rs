@@ -74,7 +74,7 @@ row! {
 }
 
 row! {
-    /// An index that is searched.
+    /// An index that stands.
     pub struct Serving {
         pub space_uid: Uuid,
         pub method: i16,
@@ -86,9 +86,9 @@ row! {
 }
 
 queries! { "operation" {
-    /// The indexes that are searched, of spaces.
+    /// The indexes that stand, of spaces: those that are searched, and those that found too little from the beginning.
     SERVING(Vec<Uuid>) -> Serving =
-        "SELECT {*} FROM vector_index WHERE space_uid = ANY($1) AND state = 3";
+        "SELECT {*} FROM vector_index WHERE space_uid = ANY($1) AND state IN (3, 5)";
     /// The operations at work at spaces.
     ACTIVE(Vec<Uuid>) -> Active =
         "SELECT {*} FROM operation WHERE space_uid = ANY($1) AND state IN (1, 2) AND delete_time IS NULL";
@@ -115,7 +115,7 @@ impl Operation {
     }
 
     /// A change of state; one that is over stays so.
-    pub fn turn(id: String, state: i16, error: String) -> Modify<Self> {
+    pub fn turn(id: String, state: i16) -> Modify<Self> {
         Modify {
             id,
             etag: None,
@@ -132,7 +132,6 @@ impl Operation {
                 } else {
                     row.end_time = Some(now);
                 }
-                row.error.clone_from(&error);
                 Ok(())
             }),
             size_bytes: 512,
@@ -223,12 +222,14 @@ impl Change for WantIndex {
     }
 }
 
-/// Stops an operation, and takes back what it wanted of its space.
-pub struct Cancel {
+/// Ends an operation that has not done what it was for: the space is to have what it has.
+pub struct End {
     pub id: String,
+    /// Why it failed; none where somebody cancels it.
+    pub error: Option<String>,
 }
 
-impl Change for Cancel {
+impl Change for End {
     type Answer = Operation;
 
     fn touches(&self, rows: &mut Vec<RowKey>) {
@@ -254,7 +255,7 @@ impl Change for Cancel {
     ) -> BoxFuture<'a, Result<Vec<Outcome<Operation>>>> {
         Box::pin(async move {
             let mut outcomes = Vec::with_capacity(changes.len());
-            for Applied { change: Self { id }, caller } in changes {
+            for Applied { change: Self { id, error }, caller } in changes {
                 let Some(mut operation) = tx.lock::<Operation>(vec![id.clone()]).await?.remove(id)
                 else {
                     outcomes.push(Outcome::Failed(Error::not_found(Operation::KIND, id)));
@@ -265,22 +266,26 @@ impl Change for Cancel {
                     outcomes.push(Outcome::Done { answer: operation, entries: Vec::new(), shown });
                     continue;
                 }
-                operation.state = CANCELLED;
+                let action = if error.is_some() { "UPDATE" } else { "CANCEL" };
+                operation.state = if error.is_some() { FAILED } else { CANCELLED };
+                operation.error = error.clone().unwrap_or_default();
                 operation.end_time = Some(tx.now);
                 advance(&mut operation, caller.acting(), tx.now);
                 tx.save(std::slice::from_ref(&operation)).await?;
-                let mut entries = vec![Entry::of(&operation, "CANCEL")];
-                // The space is to have what it has: another server would begin again otherwise.
+                let mut entries = vec![Entry::of(&operation, action)];
+                // Otherwise a server would begin again, or a space would say that it has what it has not.
                 let there = tx.run(&SERVING, &(vec![operation.space_uid],)).await?.pop();
                 let spec = match there {
                     Some(Serving { space_uid: _, method, codes, m, ef_construction, lists }) => {
-                        IndexSpec { method, codes, m, ef_construction, lists }
+                        Some(IndexSpec { method, codes, m, ef_construction, lists })
                     }
-                    None => IndexSpec::NONE,
+                    // What failed is tried again.
+                    None => error.is_none().then_some(IndexSpec::NONE),
                 };
                 let space = tx.lock::<VectorSpace>(vec![operation.space_id.clone()]).await?;
                 let space = space.into_values().next();
                 if let Some(mut space) = space.filter(|space| space.meta.uid == operation.space_uid)
+                    && let Some(spec) = spec
                     && spec.set_on(&mut space)
                 {
                     advance(&mut space, caller.acting(), tx.now);
@@ -294,7 +299,7 @@ impl Change for Cancel {
     }
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<Operation> {
-        let cancelled = super::change::rows_of(entries)?.pop();
-        cancelled.ok_or_else(|| Error::internal("a replayed answer lacks a row"))
+        let ended = super::change::rows_of(entries)?.pop();
+        ended.ok_or_else(|| Error::internal("a replayed answer lacks a row"))
     }
 }

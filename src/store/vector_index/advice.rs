@@ -1,6 +1,6 @@
 //! What index a space should have, and why, in words.
 
-use super::stats::SpaceStats;
+use super::stats::{Last, SpaceStats};
 use super::{FLOAT16, IndexSpec, READY, SUSPECT, UNSUITED};
 use crate::store::vector_space::VectorSpace;
 
@@ -29,6 +29,16 @@ pub fn advise(space: &VectorSpace, stats: &SpaceStats) -> Advice {
     let mut advice = Advice::default();
     let mut say = |words: String| advice.words.push(words);
     let rows = stats.rows;
+    if let Some(Last { id, error, .. }) = &stats.failed {
+        let wanted = IndexSpec::of(space).is_some_and(|spec| !spec.is_none());
+        let stands = stats.indexes.iter().any(|index| matches!(index.state, READY | UNSUITED));
+        let then = match (wanted, stands) {
+            (true, false) => "it is tried again after an hour",
+            (_, true) => "the index from before stays",
+            _ => "nothing was changed",
+        };
+        say(format!("The last operation, \"{id}\", failed: {error}; {then}."));
+    }
     let Some(index) = stats.indexes.iter().find(|index| index.state == READY) else {
         if stats.indexes.iter().any(|index| index.state < READY) {
             say("An index is being built; searches look at every embedding until then.".into());

@@ -3,6 +3,7 @@
 use super::{FILLED, FILLING, Index};
 use crate::store::Store;
 use crate::store::caller::Caller;
+use crate::store::operation::FAILED;
 use crate::store::snapshot::Snapshot;
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Result, queries, row};
@@ -42,7 +43,20 @@ row! {
     }
 }
 
+row! {
+    /// An operation at a space.
+    pub struct Last {
+        pub id: String,
+        pub state: i16,
+        pub error: String,
+    }
+}
+
 queries! { "vector_index" {
+    /// The newest operation at a space.
+    LAST(Uuid) -> Last =
+        "SELECT {*} FROM operation WHERE space_uid = $1 AND delete_time IS NULL \
+         ORDER BY create_time DESC, uid DESC LIMIT 1";
     /// The live embeddings of a space.
     COUNT(Uuid) -> Counted =
         "SELECT count(*) AS rows FROM embedding WHERE space_uid = $1 AND delete_time IS NULL";
@@ -74,6 +88,8 @@ impl IndexStats {
 pub struct SpaceStats {
     pub rows: i64,
     pub indexes: Vec<IndexStats>,
+    /// The newest operation, if it failed.
+    pub failed: Option<Last>,
 }
 
 impl Store {
@@ -85,7 +101,9 @@ impl Store {
                 let rows =
                     counted.first().ok_or_else(|| Error::internal("a count without a row"))?.rows;
                 let indexes = at.all(&STATS, &(uid,)).await?;
-                at.end(SpaceStats { rows, indexes }).await
+                let last = at.all(&LAST, &(uid,)).await?.pop();
+                let failed = last.filter(|last| last.state == FAILED);
+                at.end(SpaceStats { rows, indexes, failed }).await
             })
         })
         .await

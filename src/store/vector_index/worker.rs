@@ -4,7 +4,7 @@ use super::upkeep::{ITERATIVE_SINCE, UpkeepSettings, is_at_least};
 use super::{HNSW, IVFFLAT, Index, IndexSpec, READY, lists_for};
 use crate::store::Store;
 use crate::store::caller::Caller;
-use crate::store::operation::{BUILD, CANCELLED, DONE, DROP, FAILED, Operation, RUNNING};
+use crate::store::operation::{BUILD, CANCELLED, DONE, DROP, End, Operation, RUNNING};
 use crate::store::postgres::Lane;
 use crate::store::query::{FromRow, Params, Query};
 use crate::store::snapshot::ENTER;
@@ -108,8 +108,8 @@ impl Worker {
         self.store.space_by_uid(caller, uid).await
     }
 
-    async fn turn(&self, tenant: &str, id: &str, state: i16, error: String) -> Result<()> {
-        let change = Operation::turn(id.to_owned(), state, error);
+    async fn turn(&self, tenant: &str, id: &str, state: i16) -> Result<()> {
+        let change = Operation::turn(id.to_owned(), state);
         self.store.write(self.caller(tenant), WriteOptions::default(), change).await?;
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Worker {
         if operation.is_over() {
             return Ok(());
         }
-        self.turn(tenant, id, RUNNING, String::new()).await?;
+        self.turn(tenant, id, RUNNING).await?;
         let began = Instant::now();
         let work = async {
             match operation.action.as_str() {
@@ -145,7 +145,7 @@ impl Worker {
             Ok(true) => {
                 // So that this server searches by what it says is done.
                 self.store.refresh_indexes().await?;
-                self.turn(tenant, id, DONE, String::new()).await?;
+                self.turn(tenant, id, DONE).await?;
                 let seconds = began.elapsed().as_secs_f32();
                 tracing::info!(
                     tenant,
@@ -165,7 +165,9 @@ impl Worker {
             Err(error) => {
                 tracing::error!(tenant, operation = id, %error, cause = ?std::error::Error::source(&error), "an operation failed");
                 self.remove_unfinished(tenant, &operation).await?;
-                self.turn(tenant, id, FAILED, why(&error)).await
+                let change = End { id: id.to_owned(), error: Some(why(&error)) };
+                self.store.write(self.caller(tenant), WriteOptions::default(), change).await?;
+                Ok(())
             }
         }
     }

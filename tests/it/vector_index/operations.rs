@@ -52,6 +52,11 @@ impl Hold {
     }
 }
 
+async fn index_of(who: &As, space: &str) -> Option<pb::VectorIndex> {
+    let get = pb::GetVectorSpaceRequest { vector_space_id: space.into(), ..Default::default() };
+    ok!(who.spaces().get_vector_space(get)).vector_space.unwrap().index
+}
+
 async fn state(who: &As, id: &str) -> OperationState {
     let request = pb::GetOperationRequest { operation_id: id.into(), ..Default::default() };
     ok!(who.operations().get_operation(request)).operation.unwrap().state()
@@ -173,5 +178,55 @@ async fn purging_goes_on_while_an_index_is_built() {
     assert_eq!(ok!(who.retention().purge_resources(purge())).purged_count, 1);
     assert_eq!((count(&new).await, count("casebook.vector_removal").await), (69, 0));
     drop((owner, purging));
+    world.close().await;
+}
+
+/// What fails or is cancelled leaves the space with the index that it has, and says so.
+#[tokio::test]
+async fn what_comes_to_nothing_leaves_the_index_from_before() {
+    let world = World::with(&BRISK).await;
+    let who = world.anonymous();
+    let mut cloud = Cloud::new(14, 8);
+    for id in ["s", "bare"] {
+        space(&who, id, 8, DistanceMetric::L2, VectorStorage::Float32).await;
+        fill(&who, id, &mut cloud, 0..60).await;
+    }
+    built(&who, build("s", Method::Hnsw, Codes::Float16)).await;
+    let before = index_of(&who, "s").await.unwrap();
+    let owner = world.superuser().await;
+    let break_it = "CREATE FUNCTION public.no_index() RETURNS event_trigger LANGUAGE plpgsql AS
+                    $$ BEGIN RAISE EXCEPTION 'the disk is full'; END $$;
+                    CREATE EVENT TRIGGER no_index ON ddl_command_start WHEN TAG IN ('CREATE INDEX')
+                      EXECUTE FUNCTION public.no_index()";
+    owner.batch_execute(break_it).await.unwrap();
+    for id in ["s", "bare"] {
+        let begun = ok!(who.spaces().build_vector_index(build(id, Method::Hnsw, Codes::Binary)));
+        let ended = over(&who, &begun.operation.unwrap().id).await;
+        assert_eq!(ended.state(), OperationState::Failed);
+        assert!(!ended.error.is_empty() && !ended.error.contains("disk"), "{ended:?}");
+        let stats = stats(&who, id).await;
+        assert!(stats.advice[0].contains(&ended.id) && stats.advice[0].contains("failed"), "{stats:?}");
+        let then = if id == "s" { "the index from before stays" } else { "it is tried again after an hour" };
+        assert!(stats.advice[0].contains(then), "{stats:?}");
+        assert_eq!(stats.indexes.len(), usize::from(id == "s"));
+    }
+    assert_eq!(index_of(&who, "s").await, Some(before));
+    assert_eq!(search(&who, near("s", &cloud.point(), 3)).await.method(), SearchMethod::Hnsw);
+    assert_eq!(index_of(&who, "bare").await.unwrap().codes(), Codes::Binary);
+    owner.batch_execute("DROP EVENT TRIGGER no_index").await.unwrap();
+
+    let hold = Hold::on(&world).await;
+    let begun = ok!(who.spaces().build_vector_index(build("s", Method::Hnsw, Codes::Binary)));
+    let begun = begun.operation.unwrap().id;
+    hold.holds(1).await;
+    assert_eq!(index_of(&who, "s").await.unwrap().codes(), Codes::Binary);
+    let cancel = pb::CancelOperationRequest { operation_id: begun, options: None };
+    ok!(who.operations().cancel_operation(cancel));
+    assert_eq!(index_of(&who, "s").await, Some(before));
+    hold.release().await;
+    // One that succeeds makes an end of it.
+    built(&who, build("s", Method::Hnsw, Codes::Float32)).await;
+    assert!(stats(&who, "s").await.advice.iter().all(|words| !words.contains("failed")));
+    drop(owner);
     world.close().await;
 }

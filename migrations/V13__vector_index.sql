@@ -371,29 +371,86 @@ BEGIN
 END
 $$;
 
--- Removes codes that no longer count, of one of `parts` parts of an index: those of embeddings that were deleted or have
--- another vector now. Says how many.
-CREATE FUNCTION wall.sweep_vector_index(uid uuid, part integer, parts integer) RETURNS bigint
+-- Removes codes that no longer count, those of embeddings that were deleted or have another vector now: of the next `most`
+-- codes behind a key. Says how many, and the key of the last one; NULL at the end, or if another server is at it.
+CREATE FUNCTION wall.sweep_vector_index(uid uuid, after_uid uuid, after_digest text, most integer)
+  RETURNS TABLE (swept bigint, last_uid uuid, last_digest text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
   tenant text := casebook.current_tenant();
   i casebook.vector_index;
+BEGIN
+  swept := 0;
+  IF NOT casebook.claim_vector_index(uid) THEN
+    RETURN NEXT;
+    RETURN;
+  END IF;
+  SELECT * INTO i FROM casebook.vector_index AS v WHERE v.tenant_id = tenant AND v.uid = sweep_vector_index.uid;
+  IF NOT FOUND THEN
+    RETURN NEXT;
+    RETURN;
+  END IF;
+  -- An embedding may come to count again while this looks; whoever makes it so lists it again.
+  EXECUTE pg_catalog.format(
+    'WITH next AS MATERIALIZED (SELECT c.embedding_uid, c.digest FROM casebook.%1$I AS c '
+    'WHERE (c.embedding_uid, c.digest) > ($2, $3) ORDER BY c.embedding_uid, c.digest LIMIT $4), '
+    'swept AS (DELETE FROM casebook.%1$I AS c USING next AS n '
+    'WHERE c.embedding_uid = n.embedding_uid AND c.digest = n.digest AND NOT EXISTS ('
+    'SELECT FROM (SELECT * FROM casebook.embedding AS e WHERE e.tenant_id = $1 AND e.uid = n.embedding_uid OFFSET 0) AS d '
+    'WHERE d.vector_digest = n.digest AND d.delete_time IS NULL) RETURNING 1), '
+    'last AS (SELECT embedding_uid, digest FROM next ORDER BY embedding_uid DESC, digest DESC LIMIT 1) '
+    'SELECT (SELECT pg_catalog.count(*) FROM swept), l.embedding_uid, l.digest FROM (SELECT) AS one '
+    'LEFT JOIN last AS l ON (SELECT pg_catalog.count(*) FROM next) = $4', 'sealed_' || i.number)
+  INTO swept, last_uid, last_digest USING tenant, after_uid, after_digest, most;
+  RETURN NEXT;
+END
+$$;
+
+-- Removes from an index's list what no longer counts, at most `most`: sealing passes over what has no code. Says how
+-- many, NULL if another server is at it.
+CREATE FUNCTION wall.sweep_vector_list(uid uuid, most integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+  tenant text := casebook.current_tenant();
   swept bigint;
 BEGIN
   IF NOT casebook.claim_vector_index(uid) THEN
     RETURN NULL;
   END IF;
-  SELECT * INTO i FROM casebook.vector_index AS v WHERE v.tenant_id = tenant AND v.uid = sweep_vector_index.uid;
-  IF NOT FOUND THEN
-    RETURN 0;
-  END IF;
-  -- An embedding may come to count again while this looks; whoever makes it so lists it again.
-  EXECUTE pg_catalog.format(
-    'DELETE FROM casebook.%I AS c WHERE c.slice %% $1 = $2 AND NOT EXISTS ('
-    'SELECT FROM (SELECT * FROM casebook.embedding AS e WHERE e.tenant_id = $3 AND e.uid = c.embedding_uid OFFSET 0) AS d '
-    'WHERE d.vector_digest = c.digest AND d.delete_time IS NULL)',
-    'sealed_' || i.number)
-  USING parts, part, tenant;
+  -- As in sealing, what is being listed again is passed over.
+  WITH dead AS MATERIALIZED (
+    SELECT u.ctid AS place FROM casebook.embedding_delta AS u
+    WHERE u.tenant_id = tenant AND u.index_uid = sweep_vector_list.uid AND NOT EXISTS (
+      SELECT FROM (SELECT * FROM casebook.embedding AS e WHERE e.tenant_id = tenant AND e.uid = u.embedding_uid OFFSET 0) AS d
+      WHERE d.vector_digest = u.digest AND d.delete_time IS NULL)
+    LIMIT most FOR UPDATE OF u SKIP LOCKED)
+  DELETE FROM casebook.embedding_delta AS u USING dead AS n WHERE u.ctid = n.place;
+  GET DIAGNOSTICS swept = ROW_COUNT;
+  RETURN swept;
+END
+$$;
+
+-- Removes lists of indexes that are gone, of all tenants, at most `most` rows: a write that had seen one listed its
+-- vectors after it was removed.
+CREATE FUNCTION wall.sweep_gone_lists(most integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+  swept bigint;
+BEGIN
+  -- From list to list by the primary key, however long they are.
+  WITH RECURSIVE lists AS (
+    (SELECT u.tenant_id, u.index_uid FROM casebook.embedding_delta AS u ORDER BY u.tenant_id, u.index_uid LIMIT 1)
+    UNION ALL
+    SELECT n.tenant_id, n.index_uid FROM lists AS l CROSS JOIN LATERAL (
+      SELECT u.tenant_id, u.index_uid FROM casebook.embedding_delta AS u
+      WHERE (u.tenant_id, u.index_uid) > (l.tenant_id, l.index_uid) ORDER BY u.tenant_id, u.index_uid LIMIT 1) AS n),
+  gone AS MATERIALIZED (
+    SELECT g.place FROM lists AS l CROSS JOIN LATERAL (
+      SELECT u.ctid AS place FROM casebook.embedding_delta AS u
+      WHERE u.tenant_id = l.tenant_id AND u.index_uid = l.index_uid LIMIT most) AS g
+    WHERE NOT EXISTS (SELECT FROM casebook.vector_index AS i WHERE i.tenant_id = l.tenant_id AND i.uid = l.index_uid)
+    LIMIT most)
+  DELETE FROM casebook.embedding_delta AS u USING gone AS g WHERE u.ctid = g.place;
   GET DIAGNOSTICS swept = ROW_COUNT;
   RETURN swept;
 END
@@ -495,7 +552,8 @@ DECLARE
 BEGIN
   FOREACH f IN ARRAY ARRAY['open_vector_index(uuid, uuid, smallint, smallint, integer, integer, integer)',
       'fill_vector_index(uuid, integer)', 'build_vector_index(uuid, integer, integer)', 'use_vector_index(uuid)',
-      'drop_vector_indexes(uuid, uuid)', 'seal_vectors(uuid, integer)', 'sweep_vector_index(uuid, integer, integer)',
+      'drop_vector_indexes(uuid, uuid)', 'seal_vectors(uuid, integer)', 'sweep_vector_index(uuid, uuid, text, integer)',
+      'sweep_vector_list(uuid, integer)', 'sweep_gone_lists(integer)',
       'note_vector_probe(uuid, double precision, smallint)', 'vector_indexes()', 'open_operations()',
       'wanting_spaces(bigint)', 'vector_space_stats(uuid)'] LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION wall.%s FROM PUBLIC', f);

@@ -11,7 +11,8 @@ END
 $$;
 DROP FUNCTION wall.open_vector_index(uuid, uuid, smallint, smallint, integer, integer, integer),
   wall.fill_vector_index(uuid, integer), wall.build_vector_index(uuid, integer, integer), wall.use_vector_index(uuid),
-  wall.drop_vector_indexes(uuid, uuid), wall.seal_vectors(uuid, integer), wall.sweep_vector_index(uuid, integer, integer),
+  wall.drop_vector_indexes(uuid, uuid), wall.seal_vectors(uuid, integer), wall.sweep_vector_index(uuid, uuid, text, integer),
+  wall.sweep_vector_list(uuid, integer), wall.sweep_gone_lists(integer),
   wall.note_vector_probe(uuid, double precision, smallint), wall.vector_indexes(), wall.open_operations(),
   wall.wanting_spaces(bigint), wall.vector_space_stats(uuid), casebook.purge_from_vector_indexes(),
   casebook.remove_vector_index(text, uuid, boolean), casebook.vector_code(smallint, smallint, smallint, integer),

@@ -2,6 +2,7 @@
 //! F512, F513, N16).
 
 mod operations;
+mod sweeping;
 mod upkeep;
 
 use crate::help::*;

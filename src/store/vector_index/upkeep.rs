@@ -4,11 +4,12 @@
 //! that is done is in the tables, so whoever is left goes on where another stopped.
 
 use super::advice::{ROWS_MIN, best};
-use super::worker::{SEAL, SWEEP, Worker};
+use super::worker::{SEAL, Worker};
 use super::{Index, IndexSpec, READY, SUSPECT, UNSUITED};
 use crate::store::Store;
 use crate::store::caller::Caller;
 use crate::store::embedding::nearest::{How, Method};
+use crate::store::embedding::plan::is_gone;
 use crate::store::operation::{DROP, Operation, WantIndex};
 use crate::store::vector_space::VectorSpace;
 use crate::store::write::WriteOptions;
@@ -82,7 +83,6 @@ const PROBE_TIME: Duration = Duration::from_secs(60);
 /// Below this, or so far below the last look, an index is not to be trusted.
 const PROBE_MIN: f64 = 0.5;
 const PROBE_FALL_MAX: f64 = 0.25;
-const SWEEP_PARTS: i32 = 64;
 /// pgvector's parallel builds of HNSW were unsound before (its issue 945 and others).
 const PARALLEL_SINCE: &[u32] = &[0, 8, 2];
 /// Searches go on where a filter left too few, so that filters lose nothing.
@@ -180,6 +180,7 @@ impl Keeper {
         }
         if self.looked.is_none_or(|looked| looked.elapsed() > WANTING_EVERY) {
             self.looked = Some(Instant::now());
+            self.worker().sweep_gone().await?;
             for wanting in self.store.admin_rows(&WANTING, (ROWS_MIN,)).await? {
                 if let Err(error) = self.want(wanting).await {
                     tracing::warn!(%error, "an index that a space should have is not begun");
@@ -219,10 +220,14 @@ impl Keeper {
         }))
     }
 
+    fn worker(&self) -> Worker {
+        Worker { store: self.store.clone(), settings: self.settings.clone() }
+    }
+
     /// Sees to one index. Says whether there is more to do at once.
     async fn look_after(&mut self, index: &Index) -> Result<bool> {
         let tenant = &index.tenant_id;
-        let worker = Worker { store: self.store.clone(), settings: self.settings.clone() };
+        let worker = self.worker();
         if !index.is_space_live {
             // Should the space come back, its index is built anew.
             return worker.remove(tenant, index.space_uid, None).await.map(|()| false);
@@ -266,6 +271,7 @@ impl Keeper {
 
     /// Compares an index with exact searches, and sweeps it where much of it no longer counts.
     async fn probe(&mut self, index: &Index, worker: &Worker) -> Result<()> {
+        worker.sweep_list(index).await?;
         let mut caller = worker.caller(&index.tenant_id);
         caller.deadline = tokio::time::Instant::now() + PROBE_TIME;
         let Some(space) = worker.space_of(&caller, index.space_uid).await? else { return Ok(()) };
@@ -293,13 +299,15 @@ impl Keeper {
             self.store.refresh_indexes().await?;
             return Ok(());
         }
-        let (seen, live) = self.store.live_codes(&caller, index).await?;
+        let (seen, live) = match self.store.live_codes(&caller, index).await {
+            // It was replaced meanwhile.
+            Err(error) if is_gone(&error) => return Ok(()),
+            counted => counted?,
+        };
         // A fifth is dead.
         if seen > 50 && (seen - live) * 5 > seen {
-            for part in 0..SWEEP_PARTS {
-                worker.ask(&index.tenant_id, &SWEEP, (index.uid, part, SWEEP_PARTS)).await?;
-            }
-            tracing::info!(tenant = index.tenant_id, index = %index.uid, "swept an index");
+            let swept = worker.sweep(index).await?;
+            tracing::info!(tenant = index.tenant_id, index = %index.uid, swept, "swept an index");
         }
         Ok(())
     }

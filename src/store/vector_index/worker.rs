@@ -28,6 +28,15 @@ row! {
     }
 }
 
+row! {
+    /// How many codes were swept, and where to go on; nothing at the end, or if another server is at it.
+    pub struct Swept {
+        pub swept: i64,
+        pub last_uid: Option<Uuid>,
+        pub last_digest: Option<String>,
+    }
+}
+
 queries! { "vector_index" {
     /// Opens an index: (uid, space, method, codes, m, ef_construction, lists). False if the space is gone.
     OPEN(Uuid, Uuid, i16, i16, i32, i32, i32) -> Said =
@@ -42,8 +51,12 @@ queries! { "vector_index" {
     DROP_INDEXES(Uuid, Option<Uuid>) -> () = "SELECT FROM wall.drop_vector_indexes($1, $2)";
     /// Puts fresh vectors into it: (uid, most).
     SEAL(Uuid, i32) -> Moved = "SELECT wall.seal_vectors($1, $2) AS moved";
-    /// Removes codes that no longer count: (uid, part, parts).
-    SWEEP(Uuid, i32, i32) -> Moved = "SELECT wall.sweep_vector_index($1, $2, $3) AS moved";
+    /// Removes codes that no longer count, behind a key: (uid, embedding, digest, most).
+    SWEEP(Uuid, Uuid, String, i32) -> Swept = "SELECT {*} FROM wall.sweep_vector_index($1, $2, $3, $4)";
+    /// Removes from the list what no longer counts: (uid, most).
+    SWEEP_LIST(Uuid, i32) -> Moved = "SELECT wall.sweep_vector_list($1, $2) AS moved";
+    /// Removes lists of indexes that are gone, of all tenants: (most).
+    SWEEP_GONE(i32) -> Moved = "SELECT wall.sweep_gone_lists($1) AS moved";
     /// Notes what a look found: (uid, recall, state).
     NOTE(Uuid, f64, i16) -> () = "SELECT FROM wall.note_vector_probe($1, $2, $3)";
 } }
@@ -54,6 +67,8 @@ const FILL_ROWS: i32 = 2_000;
 /// load.
 const SEAL_ROWS_BEFORE_USE: i32 = 200;
 const SEALS_BEFORE_USE: usize = 5_000;
+/// Rows that one transaction of sweeping looks at.
+const SWEEP_ROWS: i32 = 5_000;
 /// How often a build looks whether it was cancelled.
 const CANCEL_EVERY: Duration = Duration::from_secs(1);
 
@@ -96,6 +111,40 @@ impl Worker {
 
     pub async fn remove(&self, tenant: &str, space: Uuid, only: Option<Uuid>) -> Result<()> {
         self.run(tenant, &DROP_INDEXES, (space, only)).await?;
+        Ok(())
+    }
+
+    /// Goes once through the codes of an index, and removes those that no longer count. Says how many.
+    pub async fn sweep(&self, index: &Index) -> Result<i64> {
+        let (mut swept, mut next) = (0, Some((Uuid::nil(), String::new())));
+        while let Some((uid, digest)) = next {
+            let params = (index.uid, uid, digest, SWEEP_ROWS);
+            let done = self.ask(&index.tenant_id, &SWEEP, params).await?;
+            swept += done.swept;
+            next = done.last_uid.zip(done.last_digest);
+        }
+        Ok(swept)
+    }
+
+    /// Removes from the list of an index what no longer counts.
+    pub async fn sweep_list(&self, index: &Index) -> Result<()> {
+        self.until_few(&index.tenant_id, &SWEEP_LIST, (index.uid, SWEEP_ROWS)).await
+    }
+
+    /// Removes the lists of indexes that are gone, of all tenants.
+    pub async fn sweep_gone(&self) -> Result<()> {
+        self.until_few("", &SWEEP_GONE, (SWEEP_ROWS,)).await
+    }
+
+    async fn until_few<P: Params + Clone>(
+        &self,
+        tenant: &str,
+        query: &Query<P, Moved>,
+        params: P,
+    ) -> Result<()> {
+        while let Some(moved) = self.ask(tenant, query, params.clone()).await?.moved
+            && moved >= i64::from(SWEEP_ROWS)
+        {}
         Ok(())
     }
 

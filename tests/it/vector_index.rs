@@ -2,6 +2,7 @@
 //! F512, F513, N16).
 
 mod operations;
+mod replaced;
 mod sweeping;
 mod upkeep;
 

@@ -5,7 +5,7 @@ use crate::store::Store;
 use crate::store::caller::Caller;
 use crate::store::embedding::in_space;
 use crate::store::embedding::nearest::{Found, How, Method, Nearest};
-use crate::store::embedding::plan::sample_slices;
+use crate::store::embedding::plan::{is_gone, sample_slices};
 use crate::store::filter::{Filter, Params};
 use crate::store::postgres::read_rows;
 use crate::store::snapshot::{Glance, Look};
@@ -30,6 +30,15 @@ queries! { "vector_index" {
         "SELECT d.uid, d.vector_digest AS digest FROM embedding AS d \
          WHERE d.space_uid = $1 AND d.delete_time IS NULL ORDER BY d.create_time DESC, d.uid DESC LIMIT $2";
 } }
+
+/// What is measured, and until when.
+#[derive(Clone, Copy)]
+struct Asked {
+    sample: usize,
+    top_k: i64,
+    how: How,
+    until: Instant,
+}
 
 /// Vectors of a sample that are held at once.
 const PIECE: usize = 50;
@@ -64,7 +73,7 @@ impl Latencies {
 
 impl Store {
     /// Searches for embeddings of a space through its index and exactly. Ends early, with a smaller sample, rather than
-    /// to miss the caller's deadline.
+    /// to miss the caller's deadline. Where the index is replaced meanwhile, the new one is measured.
     pub async fn measure_recall(
         &self,
         caller: &Caller,
@@ -73,10 +82,36 @@ impl Store {
         top_k: i64,
         how: How,
     ) -> Result<Recall> {
-        let began = Instant::now();
         let left = caller.deadline.saturating_duration_since(tokio::time::Instant::now());
-        let index = self.index_of(caller, space);
-        let sampled = self.sample_of(caller, space, index.as_deref(), sample).await?;
+        let asked = Asked { sample, top_k, how, until: Instant::now() + left.mul_f64(0.7) };
+        loop {
+            let index = self.index_of(caller, space);
+            if let Some(recall) = self.measure(caller, space, index.as_deref(), asked).await? {
+                return Ok(recall);
+            }
+        }
+    }
+
+    /// Whether a space is searched by this index still, or still by none.
+    fn is_searched_by(&self, caller: &Caller, space: &VectorSpace, index: Option<&Index>) -> bool {
+        self.index_of(caller, space).map(|index| index.uid) == index.map(|index| index.uid)
+    }
+
+    /// `None` where the index is no longer the same: figures of two say nothing of either.
+    async fn measure(
+        &self,
+        caller: &Caller,
+        space: &Arc<VectorSpace>,
+        index: Option<&Index>,
+        Asked { sample, top_k, how, until }: Asked,
+    ) -> Result<Option<Recall>> {
+        let sampled = match self.sample_of(caller, space, index, sample).await {
+            Err(error) if is_gone(&error) => {
+                self.refresh_indexes().await?;
+                return if self.is_searched_by(caller, space, index) { Err(error) } else { Ok(None) };
+            }
+            sampled => sampled?,
+        };
         let filter = in_space(space, Filter::default())?;
         let (mut exact, mut indexed) = (Latencies::default(), Latencies::default());
         let (mut there, mut found, mut searched, mut fallbacks) = (0, 0, 0, 0);
@@ -84,7 +119,7 @@ impl Store {
         'all: for piece in sampled.chunks(PIECE) {
             let pairs = piece.iter().map(|one| (one.uid, one.digest.clone())).collect();
             for ((uid, _), values) in self.numbers(caller, pairs).await? {
-                if searched > 0 && began.elapsed() > left.mul_f64(0.7) {
+                if searched > 0 && Instant::now() > until {
                     break 'all;
                 }
                 let target = Numbers::of(space, values).map_err(|(_, why)| Error::internal(why))?;
@@ -101,6 +136,9 @@ impl Store {
                     self.timed(caller, search(How { exact: true, ..how }), &mut exact).await?;
                 let some =
                     self.timed(caller, search(How { exact: false, ..how }), &mut indexed).await?;
+                if !self.is_searched_by(caller, space, index) {
+                    return Ok(None);
+                }
                 searched += 1;
                 if some.method != Method::Exact {
                     method = some.method;
@@ -115,7 +153,7 @@ impl Store {
             }
         }
         let part = if there == 0 { 1.0 } else { found as f64 / there as f64 };
-        Ok(Recall { part, sample: searched, method, fallbacks, exact, indexed })
+        Ok(Some(Recall { part, sample: searched, method, fallbacks, exact, indexed }))
     }
 
     async fn timed(&self, caller: &Caller, search: Nearest, took: &mut Latencies) -> Result<Found> {

@@ -252,6 +252,15 @@ pub fn read_rows<R: FromRow>(rows: &[Row]) -> Result<Vec<R>> {
     Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
 }
 
+/// Whether a message of PostgreSQL, in whatever language, names the table of a vector index.
+fn names_an_index(message: &str) -> bool {
+    let mut words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.any(|word| {
+        let number = word.strip_prefix("sealed_").unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
 impl From<tokio_postgres::Error> for Error {
     /// The one reading of SQLSTATE. Constraint violations are not expected here, since the edge validates and the
     /// statements use ON CONFLICT: where one still comes up, it is a fault of ours.
@@ -281,6 +290,17 @@ impl From<tokio_postgres::Error> for Error {
             | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
             | SqlState::IDLE_SESSION_TIMEOUT
             | SqlState::READ_ONLY_SQL_TRANSACTION => Self::unavailable(error),
+            // An index is a table of its own, and another has taken its place: whoever searched it looks for that one.
+            SqlState::UNDEFINED_TABLE
+                if error.as_db_error().is_some_and(|error| names_an_index(error.message())) =>
+            {
+                tracing::debug!(%error, "an index was replaced");
+                Self::Refused {
+                    reason: Reason::SchemaOutdated,
+                    message: "an index was replaced while it was searched: search again".into(),
+                    metadata: Vec::new(),
+                }
+            }
             // Our statements are held against the schema by a test, so it is the schema that is another.
             SqlState::UNDEFINED_TABLE
             | SqlState::UNDEFINED_COLUMN

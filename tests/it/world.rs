@@ -323,6 +323,11 @@ pub struct As {
 }
 
 impl As {
+    /// Calls a server that is not of a world.
+    pub fn over(channel: Channel) -> Self {
+        Self { channel, headers: Vec::new() }
+    }
+
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.push((name, value.parse().expect("a header value")));
         self

@@ -517,13 +517,18 @@ $$;
 CREATE FUNCTION wall.wanting_spaces(rows_min bigint) RETURNS TABLE (tenant_id text, id text, is_lost boolean)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = '' AS $$
   SELECT s.tenant_id, s.id, COALESCE(s.index_method IN (1, 2), false) FROM casebook.vector_space AS s
+  -- The lists of IVFFLAT are made around embeddings that are there.
+  CROSS JOIN LATERAL (SELECT CASE WHEN s.index_method = 2 THEN 1000 ELSE rows_min END AS rows) AS least_of
   WHERE s.delete_time IS NULL AND (s.index_method IN (1, 2) OR s.index_mode = 2 AND s.index_method IS NULL)
     AND NOT EXISTS (SELECT FROM casebook.vector_index AS i
                     WHERE i.tenant_id = s.tenant_id AND i.space_uid = s.uid AND i.state <> 4)
     AND NOT EXISTS (SELECT FROM casebook.operation AS o WHERE o.tenant_id = s.tenant_id AND o.space_uid = s.uid
                     AND o.delete_time IS NULL AND (o.state IN (1, 2) OR o.state = 4 AND o.end_time > pg_catalog.now() - interval '1 hour'))
-    AND (s.index_method IN (1, 2) OR (SELECT pg_catalog.count(*) FROM (SELECT FROM casebook.embedding AS d
-         WHERE d.tenant_id = s.tenant_id AND d.space_uid = s.uid AND d.delete_time IS NULL LIMIT rows_min) AS counted) >= rows_min)
+    AND (s.index_method = 1
+         OR EXISTS (SELECT FROM casebook.vector_index AS i WHERE i.tenant_id = s.tenant_id AND i.space_uid = s.uid)
+         OR (SELECT pg_catalog.count(*) FROM (SELECT FROM casebook.embedding AS d
+         WHERE d.tenant_id = s.tenant_id AND d.space_uid = s.uid AND d.delete_time IS NULL LIMIT least_of.rows) AS counted)
+         >= least_of.rows)
 $$;
 
 -- How large a space is and how far its indexes are.

@@ -243,7 +243,7 @@ impl Resource for pb::VectorSpace {
             description,
             labels,
             aliases: _,
-            index: _,
+            index,
             index_mode,
         } = self;
         let dimensions = match dimensions {
@@ -255,7 +255,7 @@ impl Resource for pb::VectorSpace {
                 DIMENSIONS_DEFAULT
             }
         };
-        VectorSpace {
+        let mut space = VectorSpace {
             id,
             meta,
             embedding_model: f.name("embedding_model", embedding_model, 255),
@@ -271,7 +271,11 @@ impl Resource for pb::VectorSpace {
             index_ef_construction: None,
             index_lists: None,
             index_mode: Some(f.value::<pb::VectorIndexMode>("index_mode", index_mode, MANUAL)),
+        };
+        if let Some(index) = index {
+            f.within("index", |f| index::read_wish(f, index)).set_on(&mut space);
         }
+        space
     }
 }
 

@@ -10,6 +10,7 @@ use super::legal_hold;
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
+use super::vector_index::IndexSpec;
 use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Reason, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
@@ -45,7 +46,12 @@ noun! {
     }
 
     fn is_given(&self, field: &str) -> bool {
-        field != "aliases" && (field == "index_mode" || !field.starts_with("index_"))
+        match field {
+            "aliases" => false,
+            "index_mode" => true,
+            // Whoever wishes for no index in particular takes what there is.
+            _ => !field.starts_with("index_") || self.index_method.is_some(),
+        }
     }
 
     fn size_bytes(&self) -> usize {
@@ -178,6 +184,11 @@ impl Change for CreateSpace {
             tx.run(&LOCK_NAMES, &()).await?;
             let mut outcomes = Vec::with_capacity(changes.len());
             for Applied { change, caller } in changes {
+                let wished = |row: &VectorSpace| IndexSpec::of(row)?.check(row).err();
+                if let Some(error) = change.0.rows.iter().find_map(wished) {
+                    outcomes.push(Outcome::Failed(error));
+                    continue;
+                }
                 let ids = change.0.rows.iter().map(|row| row.id.clone()).collect();
                 let named = tx.run(&NAMED, &(ids,)).await?;
                 if let Some(Named { name, .. }) = named.into_iter().find(|n| n.name != n.id) {

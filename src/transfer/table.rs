@@ -167,7 +167,7 @@ pub const NOUNS: &[Noun] = &[
             "vector_space",
             ["VectorSpaceService", "ListVectorSpaces", "CreateVectorSpace"],
             Fixed,
-            &["aliases", "index"],
+            &["aliases"],
         )
     },
     Noun {

@@ -5,6 +5,7 @@ mod operations;
 mod replaced;
 mod sweeping;
 mod upkeep;
+mod wished;
 
 use crate::help::*;
 use crate::world::{As, World, config_of, object, request, url_of, wrong_fields};

@@ -44,6 +44,15 @@ fn number(fields: &mut Fields, name: &str, value: i32, least: i32, most: i32, de
 
 /// An index as it is asked for. Paths are those in the message.
 fn read(fields: &mut Fields, index: pb::VectorIndex) -> IndexSpec {
+    let spec = read_wish(fields, index);
+    if spec.is_none() {
+        fields.wrong("method", "must not be NONE: use DropVectorIndex");
+    }
+    spec
+}
+
+/// The same for a new space, which may be to have none.
+pub(super) fn read_wish(fields: &mut Fields, index: pb::VectorIndex) -> IndexSpec {
     let pb::VectorIndex { method, codes, m, ef_construction, lists } = index;
     let method = fields.value::<pb::vector_index::Method>("method", method, HNSW);
     let codes = fields.value::<pb::vector_index::Codes>("codes", codes, 0);
@@ -56,10 +65,7 @@ fn read(fields: &mut Fields, index: pb::VectorIndex) -> IndexSpec {
     only("ef_construction", ef_construction, HNSW, "HNSW");
     only("lists", lists, IVFFLAT, "IVFFLAT");
     match method {
-        NONE => {
-            fields.wrong("method", "must not be NONE: use DropVectorIndex");
-            IndexSpec::NONE
-        }
+        NONE => IndexSpec::NONE,
         IVFFLAT => {
             let lists = number(fields, "lists", lists, 1, 32_768, 0);
             IndexSpec { method, codes, m: 0, ef_construction: 0, lists }

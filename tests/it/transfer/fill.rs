@@ -4,6 +4,7 @@ use crate::claim::{claim, consensus, verification};
 use crate::help::{add, critic, labels, overrule, reference, rule};
 use crate::world::{As, create, decision, object};
 use casebook::pb;
+use casebook::pb::vector_index::Method;
 
 /// Embeddings of every form of storage, more than a page, and one that stays behind with its space.
 async fn fill_vectors(who: &As) {
@@ -165,11 +166,14 @@ pub async fn fill(who: &As) {
         }));
     }
     let mut spaces = who.spaces();
-    for id in ["w", "x"] {
+    // Of two that wish for an index none is built: one shall have none, the other has too few embeddings.
+    for (id, method) in [("w", Method::None), ("x", Method::Ivfflat)] {
         ok!(spaces.create_vector_space(pb::CreateVectorSpaceRequest {
             vector_space_id: id.into(),
             vector_space: Some(pb::VectorSpace {
                 embedding_model: "ada".into(),
+                index: Some(pb::VectorIndex { method: method.into(), ..Default::default() }),
+                index_mode: pb::VectorIndexMode::Auto.into(),
                 labels: labels(&[("team", "a")]),
                 ..Default::default()
             }),

@@ -14,6 +14,7 @@ use crate::store::vector_space::VectorSpace;
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,13 +88,16 @@ impl pb::sync_service_server::SyncService for Api {
         let (caller, request) = open(request)?;
         let pb::VerifySyncRequest { vector_space_id, sample_size, full, sample_seed } = request;
         let mut fields = Fields::default();
-        let vector_space_id = fields.id("vector_space_id", vector_space_id);
+        let vector_space_id = space_or_all(&mut fields, vector_space_id);
         if full && sample_size != 0 {
             fields.wrong("sample_size", "must not be set together with full");
         }
         let size = within(&mut fields, "sample_size", sample_size, SAMPLE, SAMPLE_MAX);
         let vector_space_id = fields.finish(vector_space_id)?;
-        let space = self.space(&caller, "vector_space_id", vector_space_id, None).await?;
+        let space = match vector_space_id {
+            Some(id) => Some(Arc::new(self.space(&caller, "vector_space_id", id, None).await?)),
+            None => None,
+        };
         let seed = match (full, sample_seed) {
             (true, _) => 0,
             (false, 0) => any_seed(),
@@ -101,7 +105,7 @@ impl pb::sync_service_server::SyncService for Api {
         };
         let extent = if full { Extent::Full } else { Extent::Sample { size: size.into(), seed } };
         let projection: Arc<dyn Projection> = Arc::new(BuiltIn);
-        let found = self.store.verify(&caller, projection, Arc::new(space), extent).await?;
+        let found = self.store.verify(&caller, projection, space, extent).await?;
         let (rate, in_sync) = (found.rate_percent(), found.is_in_sync());
         let Verified { recorded, held, checked, missing, extra, different, told, seq } = found;
         Ok(Response::new(pb::VerifySyncResponse {
@@ -129,29 +133,37 @@ impl pb::sync_service_server::SyncService for Api {
         let pb::ResyncFromPostgresRequest { vector_space_id, limit, batch_size, only_differences } =
             request;
         let mut fields = Fields::default();
-        let vector_space_id = fields.id("vector_space_id", vector_space_id);
+        let vector_space_id = space_or_all(&mut fields, vector_space_id);
         if limit < 0 {
             fields.wrong("limit", format!("must not be negative, and is {limit}"));
         }
         let batch = within(&mut fields, "batch_size", batch_size, BATCH, BATCH_MAX);
         let vector_space_id = fields.finish(vector_space_id)?;
         let piece = piecewise(&caller);
-        let space = self.space(&piece, "vector_space_id", vector_space_id, None).await?;
+        let (spaces, only) = match vector_space_id {
+            Some(id) => {
+                let space = self.space(&piece, "vector_space_id", id, None).await?;
+                let uid = space.meta.uid;
+                (vec![space], Some(uid))
+            }
+            None => (self.store.live_spaces(&piece).await?, None),
+        };
         let projection: Arc<dyn Projection> = Arc::new(BuiltIn);
-        let counted = self.store.progress(&piece, Arc::clone(&projection), Some(space.meta.uid));
-        let Progress { recorded, .. } = counted.await?;
+        let counted = self.store.progress(&piece, Arc::clone(&projection), only);
+        let Progress { recorded, head, .. } = counted.await?;
+        let read_at = Some(self.revision(&caller, head)?);
         let total = if limit == 0 { recorded } else { recorded.min(limit) };
         let resync = Resync {
             closed: Box::pin(self.health.closed()),
             api: self.clone(),
             caller,
             projection,
-            space: Arc::new(space),
+            spaces: spaces.into_iter().map(Arc::new).collect(),
             left: if limit == 0 { i64::MAX } else { limit },
             batch: batch.into(),
             only_differences,
-            next: Some(Uuid::nil()),
-            told: pb::ResyncFromPostgresResponse { total, ..Default::default() },
+            next: Uuid::nil(),
+            told: pb::ResyncFromPostgresResponse { total, read_at, ..Default::default() },
         };
         let answers = stream::unfold(Some(resync), |resync| async {
             let mut resync = resync?;
@@ -243,6 +255,11 @@ fn within(fields: &mut Fields, field: &str, value: i32, default: i32, max: i32) 
     }
 }
 
+/// The space that is named; none where all are meant.
+fn space_or_all(fields: &mut Fields, name: String) -> Option<String> {
+    (!name.is_empty()).then(|| fields.id("vector_space_id", name))
+}
+
 /// Never 0, which callers mean by any.
 fn any_seed() -> i64 {
     let (seed, _) = Uuid::new_v4().as_u64_pair();
@@ -260,13 +277,14 @@ struct Resync {
     api: Api,
     caller: Caller,
     projection: Arc<dyn Projection>,
-    space: Arc<VectorSpace>,
+    /// The spaces that are still to be gone through; at the first one it is.
+    spaces: VecDeque<Arc<VectorSpace>>,
     /// Embeddings that may still be gone through.
     left: i64,
     batch: i64,
     only_differences: bool,
-    /// Where the next batch begins; `None` when there is none.
-    next: Option<Uuid>,
+    /// Where the next batch begins.
+    next: Uuid,
     /// What was told last.
     told: pb::ResyncFromPostgresResponse,
     /// The server goes away.
@@ -276,13 +294,18 @@ struct Resync {
 impl Resync {
     /// The next batch, and how far it is then.
     async fn answer(&mut self) -> Result<pb::ResyncFromPostgresResponse> {
+        let Some(space) = self.spaces.front().map(Arc::clone) else {
+            // There is no space at all.
+            self.told.done = true;
+            return Ok(self.told.clone());
+        };
         let part = Part {
-            after: self.next.unwrap_or(Uuid::max()),
+            after: self.next,
             limit: self.batch.min(self.left),
             only_differences: self.only_differences,
         };
         let caller = piecewise(&self.caller);
-        let (projection, space) = (Arc::clone(&self.projection), Arc::clone(&self.space));
+        let projection = Arc::clone(&self.projection);
         let resynced = tokio::select! {
             resynced = self.api.store.resync(&caller, projection, space, part) => resynced?,
             () = &mut self.closed => return Err(Error::ShuttingDown),
@@ -292,7 +315,10 @@ impl Resync {
         };
         let Resynced { checked, synced, wrong, next, seq } = resynced;
         self.left -= checked;
-        self.next = next.filter(|_| self.left > 0);
+        if next.is_none() {
+            self.spaces.pop_front();
+        }
+        self.next = next.unwrap_or(Uuid::nil());
         let told = &mut self.told;
         told.checked += checked;
         told.synced += synced;
@@ -302,7 +328,7 @@ impl Resync {
         if !told.unrecoverable.is_empty() {
             told.message = UNRECOVERABLE.to_owned();
         }
-        told.done = self.next.is_none();
+        told.done = self.left <= 0 || self.spaces.is_empty();
         told.read_at = Some(self.api.revision(&self.caller, seq)?);
         Ok(told.clone())
     }
@@ -310,12 +336,17 @@ impl Resync {
 
 impl From<Difference> for pb::SyncDifference {
     fn from(difference: Difference) -> Self {
-        let Difference { uid, embedding_id, fault } = difference;
+        let Difference { space_id, uid, embedding_id, fault } = difference;
         let fault = match fault {
             Fault::Missing => pb::SyncFault::Missing,
             Fault::Extra => pb::SyncFault::Extra,
             Fault::Different => pb::SyncFault::Different,
         };
-        Self { embedding_id, uid: uid.to_string(), fault: fault.into() }
+        Self {
+            embedding_id,
+            uid: uid.to_string(),
+            fault: fault.into(),
+            vector_space_id: space_id,
+        }
     }
 }

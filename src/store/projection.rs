@@ -85,6 +85,7 @@ row! {
     /// What the record says of an embedding.
     pub struct Recorded {
         pub uid: Uuid,
+        pub space_uid: Uuid,
         pub embedding_id: String,
         pub version: i64,
         pub vector_digest: String,
@@ -111,11 +112,14 @@ queries! { "projection" {
     /// Live embeddings of a space after a uid: (space, after, limit).
     PAGE(Uuid, Uuid, i64) -> Recorded =
         "SELECT {*} FROM embedding WHERE space_uid = $1 AND uid > $2 AND delete_time IS NULL ORDER BY uid LIMIT $3";
-    /// Live embeddings of a space, drawn by a seed: (space, seed, limit). A row that comes or goes changes no other's
-    /// place in the draw.
-    SAMPLE(Uuid, i64, i64) -> Recorded =
-        "SELECT {d.*} FROM (SELECT uid FROM embedding WHERE space_uid = $1 AND delete_time IS NULL \
-         ORDER BY uuid_hash_extended(uid, $2), uid LIMIT $3) AS drawn JOIN embedding AS d ON d.uid = drawn.uid";
+    /// Live embeddings of a space, or of all live spaces, drawn by a seed: (space, seed, limit). A row that comes or goes
+    /// changes no other's place in the draw.
+    SAMPLE(Option<Uuid>, i64, i64) -> Recorded =
+        "SELECT {d.*} FROM (SELECT e.uid FROM embedding AS e JOIN vector_space AS s ON s.uid = e.space_uid \
+         WHERE e.delete_time IS NULL AND (e.space_uid = $1 OR $1 IS NULL AND s.delete_time IS NULL) \
+         ORDER BY uuid_hash_extended(e.uid, $2), e.uid LIMIT $3) AS drawn JOIN embedding AS d ON d.uid = drawn.uid";
+    /// The live spaces.
+    SPACES() -> VectorSpace = "SELECT {*} FROM vector_space WHERE delete_time IS NULL ORDER BY uid";
     /// When the entry after a number was made.
     TIME_AFTER(i64) -> Moment = "SELECT time FROM log WHERE seq > $1 ORDER BY seq LIMIT 1";
 } }
@@ -147,6 +151,17 @@ async fn count(at: &Snapshot, space: Option<Uuid>) -> Result<i64> {
 }
 
 impl Store {
+    /// The live spaces, in the order in which they were made.
+    pub async fn live_spaces(&self, caller: &Caller) -> Result<Vec<VectorSpace>> {
+        self.snapshot(caller, SPACES.name, |at| {
+            Box::pin(async move {
+                let spaces = at.all(&SPACES, &()).await?;
+                at.end(spaces).await
+            })
+        })
+        .await
+    }
+
     /// How far a projection of the caller's tenant is, with counts of one space or of all.
     pub async fn progress(
         &self,

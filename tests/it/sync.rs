@@ -348,6 +348,56 @@ async fn verifying_finds_each_vector_that_is_not_as_recorded() {
     world.close().await;
 }
 
+/// Where no space is named, all that are live are meant.
+#[tokio::test]
+async fn all_spaces_are_verified_and_gone_through() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    let mut client = who.syncs();
+    assert!(ok!(client.verify_sync(full(""))).in_sync);
+    let nothing = resynced(&who, resync("")).await.unwrap();
+    assert_eq!((nothing.len(), nothing[0].done, nothing[0].total), (1, true, 0));
+    assert!(nothing[0].read_at.is_some());
+    space(&who, "a", 2).await;
+    space_of(&who, "b", 3, VectorStorage::Float16).await;
+    space(&who, "gone", 2).await;
+    for (id, count, dimensions) in [("a", 60, 2), ("b", 50, 3), ("gone", 5, 2)] {
+        ok!(client.batch_sync_embeddings(batch(id, some(count, dimensions))));
+    }
+    ok!(who.spaces().delete_vector_space(pb::DeleteVectorSpaceRequest {
+        vector_space_id: "gone".into(),
+        ..Default::default()
+    }));
+    let verified = ok!(client.verify_sync(full("")));
+    assert_eq!((verified.postgres_count, verified.vectordb_count), (110, 110));
+    assert_eq!((verified.samples_checked, verified.in_sync), (110, true));
+    assert_eq!(ok!(client.verify_sync(sample("", 50))).samples_checked, 50);
+    let owner = world.superuser().await;
+    let damage = "UPDATE casebook.embedding_vector SET half = '[9,9,9]' WHERE embedding_uid = (SELECT uid FROM \
+                  casebook.embedding WHERE embedding_id = 'e-7' AND space_id = 'b'); \
+                  DELETE FROM casebook.embedding_vector WHERE embedding_uid = (SELECT uid FROM \
+                  casebook.embedding WHERE embedding_id = 'e-3' AND space_id = 'a')";
+    owner.batch_execute(damage).await.unwrap();
+    let wrong = [("a", "e-3", SyncFault::Missing), ("b", "e-7", SyncFault::Different)];
+    let of = |differences: &[pb::SyncDifference]| -> Vec<(String, String, SyncFault)> {
+        let told = differences.iter();
+        told.map(|one| (one.vector_space_id.clone(), one.embedding_id.clone(), one.fault())).collect()
+    };
+    let wrong = wrong.map(|(space, id, fault)| (space.to_owned(), id.to_owned(), fault));
+    let verified = ok!(client.verify_sync(full("")));
+    assert_eq!((of(&verified.differences), verified.in_sync), (wrong.to_vec(), false));
+    for (limit, checked) in [(0, 110), (70, 70), (1000, 110)] {
+        let request = pb::ResyncFromPostgresRequest { limit, batch_size: 25, ..resync("") };
+        let answers = resynced(&who, request).await.unwrap();
+        let last = answers.last().unwrap();
+        assert_eq!((last.checked, last.total, last.done), (checked, checked, true));
+        assert_eq!(answers.iter().filter(|answer| answer.done).count(), 1);
+        assert_eq!(of(&last.unrecoverable), wrong, "{limit}");
+    }
+    drop(owner);
+    world.close().await;
+}
+
 /// More than is read at once, of long vectors in two bytes a number; what is told one by one is bounded.
 #[tokio::test]
 async fn a_space_is_verified_to_its_end() {
@@ -524,7 +574,6 @@ async fn what_is_wrong_with_a_request_is_said_by_field() {
     space(&who, "s", 2).await;
     let both = pb::VerifySyncRequest { sample_size: 5, ..full("s") };
     for (bad, field) in [
-        (sample("", 0), "vector_space_id"),
         (sample("!", 0), "vector_space_id"),
         (sample("s", -1), "sample_size"),
         (sample("s", 10_001), "sample_size"),
@@ -537,7 +586,7 @@ async fn what_is_wrong_with_a_request_is_said_by_field() {
     let limit = |limit| pb::ResyncFromPostgresRequest { limit, ..resync("s") };
     let size = |batch_size| pb::ResyncFromPostgresRequest { batch_size, ..resync("s") };
     for (bad, field) in [
-        (resync(""), "vector_space_id"),
+        (resync("!"), "vector_space_id"),
         (limit(-1), "limit"),
         (limit(i64::MIN), "limit"),
         (size(-1), "batch_size"),
@@ -547,7 +596,7 @@ async fn what_is_wrong_with_a_request_is_said_by_field() {
             fails!(client.resync_from_postgres(bad.clone()), InvalidArgument, "FIELD_INVALID");
         assert_eq!(wrong_fields(&status), [field], "{bad:?}");
     }
-    let all_wrong = pb::ResyncFromPostgresRequest { limit: -1, batch_size: -1, ..resync("") };
+    let all_wrong = pb::ResyncFromPostgresRequest { limit: -1, batch_size: -1, ..resync("!") };
     let status = fails!(client.resync_from_postgres(all_wrong), InvalidArgument, "FIELD_INVALID");
     assert_eq!(wrong_fields(&status), ["vector_space_id", "limit", "batch_size"]);
     let none = pb::SyncEmbeddingRequest { embedding: None, ..sync("s", Default::default()) };

@@ -77,8 +77,15 @@ async fn resync(
     let checked = checked + found.sound.len();
     let spared = if only_differences { were_sound } else { 0 };
     let wrong = found.wrong.into_iter().map(|(fault, of)| match of {
-        Of::Recorded(row) => Difference { uid: row.uid, embedding_id: row.embedding_id, fault },
-        Of::Stray(uid) => Difference { uid, embedding_id: String::new(), fault },
+        Of::Recorded(row) => (row.uid, row.embedding_id, fault),
+        Of::Stray(uid) => (uid, String::new(), fault),
+    });
+    let space_id = || space.id.clone();
+    let wrong = wrong.map(|(uid, embedding_id, fault)| Difference {
+        space_id: space_id(),
+        uid,
+        embedding_id,
+        fault,
     });
     Ok(Resynced {
         checked: checked as i64,

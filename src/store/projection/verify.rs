@@ -1,6 +1,6 @@
 //! Verifying: what a projection has is held against the record, by uid, version and digest, at one moment of the record.
 
-use super::{Held, PAGE, Projection, Range, Recorded, SAMPLE, count, rows_at_once};
+use super::{Held, PAGE, Projection, Range, Recorded, SAMPLE, SPACES, count, rows_at_once};
 use crate::Result;
 use crate::store::Store;
 use crate::store::caller::Caller;
@@ -34,6 +34,7 @@ pub enum Fault {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
+    pub space_id: String,
     pub uid: Uuid,
     /// Empty for what is not recorded.
     pub embedding_id: String,
@@ -43,7 +44,7 @@ pub struct Difference {
 /// What verifying found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Embeddings recorded in the space, and what the projection has for it.
+    /// Embeddings recorded in the space or in all, and what the projection has for them.
     pub recorded: i64,
     pub held: i64,
     /// Recorded embeddings that were looked at.
@@ -74,7 +75,7 @@ impl Verified {
         found.min(counted)
     }
 
-    fn add(&mut self, compared: Compared) {
+    fn add(&mut self, space: &str, compared: Compared) {
         let Compared { sound, wrong } = compared;
         self.checked += sound.len() as i64;
         for (fault, of) in wrong {
@@ -89,7 +90,8 @@ impl Verified {
             }
             self.checked += i64::from(fault != Fault::Extra);
             if self.told.len() < TOLD_MAX {
-                self.told.push(Difference { uid, embedding_id, fault });
+                let space_id = space.to_owned();
+                self.told.push(Difference { space_id, uid, embedding_id, fault });
             }
         }
     }
@@ -189,35 +191,47 @@ pub(super) async fn compare_next(
 async fn verify(
     at: &Snapshot,
     projection: &dyn Projection,
-    space: &VectorSpace,
+    space: Option<&VectorSpace>,
     extent: Extent,
 ) -> Result<Verified> {
-    let uid = space.meta.uid;
+    let uid = space.map(|space| space.meta.uid);
     let mut verified = Verified {
-        recorded: count(at, Some(uid)).await?,
-        held: projection.count(at, Some(uid)).await?,
+        recorded: count(at, uid).await?,
+        held: projection.count(at, uid).await?,
         seq: at.head,
         ..Verified::default()
     };
+    let spaces = match space {
+        Some(space) => vec![space.clone()],
+        None => at.all(&SPACES, &()).await?,
+    };
     match extent {
         Extent::Sample { size, seed } => {
-            let mut drawn = at.all(&SAMPLE, &(uid, seed, size)).await?;
-            while !drawn.is_empty() {
-                let piece = rows_at_once(space).min(drawn.len() as i64) as usize;
-                let recorded: Vec<Recorded> = drawn.drain(..piece).collect();
-                let uids = recorded.iter().map(|row| row.uid).collect();
-                let mut comparison = Comparison::of(recorded);
-                comparison.take(projection.find(at, space, uids).await?);
-                verified.add(comparison.end());
+            let mut drawn: HashMap<Uuid, Vec<Recorded>> = HashMap::new();
+            for row in at.all(&SAMPLE, &(uid, seed, size)).await? {
+                drawn.entry(row.space_uid).or_default().push(row);
+            }
+            for space in &spaces {
+                let mut drawn = drawn.remove(&space.meta.uid).unwrap_or_default();
+                while !drawn.is_empty() {
+                    let piece = rows_at_once(space).min(drawn.len() as i64) as usize;
+                    let recorded: Vec<Recorded> = drawn.drain(..piece).collect();
+                    let uids = recorded.iter().map(|row| row.uid).collect();
+                    let mut comparison = Comparison::of(recorded);
+                    comparison.take(projection.find(at, space, uids).await?);
+                    verified.add(&space.id, comparison.end());
+                }
             }
         }
         Extent::Full => {
-            let mut next = Some(Uuid::nil());
-            while let Some(after) = next {
-                let compared;
-                (compared, next) =
-                    compare_next(at, projection, space, after, rows_at_once(space)).await?;
-                verified.add(compared);
+            for space in &spaces {
+                let mut next = Some(Uuid::nil());
+                while let Some(after) = next {
+                    let compared;
+                    (compared, next) =
+                        compare_next(at, projection, space, after, rows_at_once(space)).await?;
+                    verified.add(&space.id, compared);
+                }
             }
         }
     }
@@ -225,20 +239,20 @@ async fn verify(
 }
 
 impl Store {
-    /// Holds what a projection of the caller's tenant has for a space against the record, within the deadline. What is
-    /// recorded is read at one moment; and so is what the projection has, if it is written in the same transactions.
+    /// Holds what a projection of the caller's tenant has for a space, or for all, against the record, within the
+    /// deadline. What is recorded is read at one moment; and so is what the projection has, if it is written in the same transactions.
     /// One that follows may be read later, so what is written meanwhile differs too.
     pub async fn verify(
         &self,
         caller: &Caller,
         projection: Arc<dyn Projection>,
-        space: Arc<VectorSpace>,
+        space: Option<Arc<VectorSpace>>,
         extent: Extent,
     ) -> Result<Verified> {
         self.snapshot(caller, PAGE.name, move |at| {
-            let (projection, space) = (Arc::clone(&projection), Arc::clone(&space));
+            let (projection, space) = (Arc::clone(&projection), space.clone());
             Box::pin(async move {
-                let found = verify(&at, &*projection, &space, extent).await?;
+                let found = verify(&at, &*projection, space.as_deref(), extent).await?;
                 at.end(found).await
             })
         })
@@ -253,6 +267,7 @@ mod tests {
     fn recorded(n: u128, version: i64) -> Recorded {
         Recorded {
             uid: Uuid::from_u128(n),
+            space_uid: Uuid::nil(),
             embedding_id: format!("e-{n}"),
             version,
             vector_digest: format!("d-{n}"),
@@ -275,7 +290,7 @@ mod tests {
         assert_eq!(wrong, [(Different, 2), (Missing, 3), (Different, 4), (Extra, 9)]);
         assert_eq!(compared.sound.iter().map(|row| row.uid.as_u128()).collect::<Vec<_>>(), [1, 5]);
         let mut verified = Verified { recorded: 5, held: 5, ..Verified::default() };
-        verified.add(compared);
+        verified.add("s", compared);
         assert_eq!((verified.checked, verified.missing), (5, 1));
         assert_eq!((verified.extra, verified.different), (1, 2));
         assert!(!verified.is_in_sync());
@@ -302,7 +317,7 @@ mod tests {
     #[test]
     fn what_is_told_one_by_one_is_bounded() {
         let mut verified = Verified::default();
-        verified.add(Comparison::of((0..500).map(|n| recorded(n, 1)).collect()).end());
+        verified.add("s", Comparison::of((0..500).map(|n| recorded(n, 1)).collect()).end());
         assert_eq!((verified.missing, verified.told.len()), (500, TOLD_MAX));
     }
 }

@@ -213,7 +213,7 @@ impl Follower {
     async fn verify(&self, space: &str, extent: Extent) -> Verified {
         let space: VectorSpace = self.store.get(&Self::caller(), space).await.unwrap();
         let caller = Self::caller();
-        self.store.verify(&caller, self.projection(), Arc::new(space), extent).await.unwrap()
+        self.store.verify(&caller, self.projection(), Some(Arc::new(space)), extent).await.unwrap()
     }
 
     /// Everything that is live is there as recorded, and nothing else.

@@ -16,6 +16,9 @@ ALTER TABLE casebook.vector_space
   ADD COLUMN index_mode smallint CHECK (index_mode BETWEEN 1 AND 2);
 CALL casebook.build_wall('casebook.vector_space');
 
+-- For what comes back with its embeddings.
+CREATE INDEX embedding_of_deleted ON casebook.embedding (tenant_id, of_kind, of_id) WHERE delete_time IS NOT NULL;
+
 -- Work that goes on after its call was answered.
 CREATE TABLE casebook.operation (
   LIKE casebook.noun INCLUDING DEFAULTS,

@@ -23,3 +23,4 @@ DROP VIEW wall.vector_space;
 ALTER TABLE casebook.vector_space DROP COLUMN index_method, DROP COLUMN index_codes, DROP COLUMN index_m,
   DROP COLUMN index_ef_construction, DROP COLUMN index_lists, DROP COLUMN index_mode;
 CALL casebook.build_wall('casebook.vector_space');
+DROP INDEX casebook.embedding_of_deleted;

@@ -1,6 +1,7 @@
 //! Resources that belong to another one: deleted with it, and brought back with it.
 
 use super::change::{Modify, advance, modified_outcome, modify_all};
+use super::embedding::subject::move_embeddings;
 use super::facts;
 use super::filter::Params;
 use super::legal_hold::{self, Leaving};
@@ -31,10 +32,6 @@ pub trait Child: Noun {
 
 /// A noun that others may belong to.
 pub trait Parent: Noun {
-    /// Whether parts may come without touching it: then it goes in a transaction alone, or the log would not tell which
-    /// of them came first.
-    const PARTS_COME_ALONE: bool = false;
-
     /// Deletes or brings back what belongs to those that were.
     fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
         let _ = (tx, moves);
@@ -101,6 +98,26 @@ pub struct Moved {
 }
 
 impl Moved {
+    /// Notes what became of something that belongs to a parent.
+    pub fn add(&mut self, parent: String, entry: Entry) {
+        self.entries.push((parent, entry));
+    }
+
+    /// The entries and the refusals, each with the id of the parent.
+    pub fn into_parts(self) -> (Vec<(String, Entry)>, Vec<(String, Error)>) {
+        (self.entries, self.refused)
+    }
+
+    /// What is of parts, as of what they belong to.
+    fn hand_up(&mut self, parent_of: impl Fn(&str) -> Option<String>) {
+        let entries = self.entries.iter_mut().map(|(of, _)| of);
+        for of in entries.chain(self.refused.iter_mut().map(|(of, _)| of)) {
+            if let Some(parent) = parent_of(of) {
+                *of = parent;
+            }
+        }
+    }
+
     pub fn extend(&mut self, other: Self) {
         self.entries.extend(other.entries);
         self.refused.extend(other.refused);
@@ -179,6 +196,18 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
     }
     tx.save_meta(&children).await?;
     resolve_back(tx, children.iter().filter(|child| child.meta().delete_time.is_none())).await?;
+    let with: Vec<Move<'_>> = children
+        .iter()
+        .filter_map(|child| {
+            let parent = moves.iter().find(|m| m.id == child.parent_id())?;
+            Some(Move { id: child.id(), ..*parent })
+        })
+        .collect();
+    let mut embedded = move_embeddings(tx, T::KIND, &with).await?;
+    embedded.hand_up(|id| {
+        children.iter().find(|child| child.id() == id).map(|child| child.parent_id().to_owned())
+    });
+    moved.extend(embedded);
     Ok(moved)
 }
 
@@ -237,8 +266,9 @@ impl<T: Parent> Change for Hide<T> {
         self.0.about()
     }
 
+    /// Parts and embeddings come without touching it: the log would not tell which of them came first.
     fn is_alone(&self) -> bool {
-        T::PARTS_COME_ALONE
+        true
     }
 
     fn apply<'a>(
@@ -273,7 +303,9 @@ impl<T: Parent> Change for Hide<T> {
                     });
                 }
             }
-            let Moved { mut entries, mut refused } = T::move_children(tx, &moves).await?;
+            let mut moved = T::move_children(tx, &moves).await?;
+            moved.extend(move_embeddings(tx, T::KIND, &moves).await?);
+            let Moved { mut entries, mut refused } = moved;
 
             Ok(results
                 .into_iter()

@@ -2,8 +2,9 @@
 
 use super::canonical::Json;
 use super::change::{Modify, advance, modified_outcome, modify_all};
-use super::child::Parent;
+use super::child::{Move, Parent};
 use super::document::Document;
+use super::embedding::subject::move_embeddings;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::{Entry, LogRow};
@@ -100,9 +101,22 @@ impl Change for ModifyChunk {
             let pairs: Vec<_> = changes.iter().map(|a| (&a.change.0, a.caller)).collect();
             let mut outcomes = Vec::with_capacity(changes.len());
             let mut counted = HashMap::new();
-            for (result, Applied { change, caller }) in
-                modify_all(tx, &pairs).await?.into_iter().zip(changes)
-            {
+            let results = modify_all(tx, &pairs).await?;
+            let gone = results.iter().zip(changes).filter_map(|(result, applied)| {
+                let (row, _) = result.as_ref().ok()?.as_ref()?;
+                let delete_time = Some(row.meta.delete_time?);
+                let author = applied.caller.acting();
+                Some(Move { id: &row.id, delete_time, hidden_since: None, author })
+            });
+            let gone: Vec<Move<'_>> = gone.collect();
+            let (mut embedded, refused) =
+                move_embeddings(tx, Chunk::KIND, &gone).await?.into_parts();
+            let mut refused: HashMap<String, Error> = refused.into_iter().collect();
+            for (result, Applied { change, caller }) in results.into_iter().zip(changes) {
+                if let Some(error) = refused.remove(&change.0.id) {
+                    outcomes.push(Outcome::Spoiled(error));
+                    continue;
+                }
                 let modified = match result {
                     Ok(modified) => modified,
                     Err(error) => {
@@ -131,6 +145,8 @@ impl Change for ModifyChunk {
                 let mut outcome = modified_outcome(modified, change.0.action);
                 if let Outcome::Done { entries, .. } = &mut outcome {
                     entries.extend(document);
+                    let mine = embedded.extract_if(.., |(of, _)| *of == change.0.id);
+                    entries.extend(mine.map(|(_, entry)| entry));
                 }
                 outcomes.push(outcome);
             }

@@ -3,6 +3,7 @@
 pub mod given;
 pub mod nearest;
 pub mod plan;
+pub mod subject;
 
 use super::caller::Caller;
 use super::canonical::Json;
@@ -23,7 +24,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 noun! {
-    pub struct Embedding in "embedding" as embedding + [QUERIES, super::vector::QUERIES] {
+    pub struct Embedding in "embedding" as embedding + [QUERIES, subject::QUERIES, super::vector::QUERIES] {
         pub space_uid: Uuid,
         pub space_id: String,
         /// Its id in its space.

@@ -2,9 +2,11 @@
 
 use super::caller::Caller;
 use super::change::{OnConflict, advance, rows_of, stamp};
+use super::child::Move;
 use super::chunk::{self, Chunk};
 use super::document::Document;
 use super::embedding::given::Given;
+use super::embedding::subject::move_embeddings;
 use super::embedding::{Embedding, ID_BYTES_MAX, Written, homeless, write_all};
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
@@ -50,12 +52,17 @@ impl Change for WriteChunks {
     }
 
     /// An embedding that takes the id of a chunk that is there already: nobody knows yet which that is.
+    /// Nor which chunks go, and their embeddings with them.
     fn is_alone(&self) -> bool {
         let chosen_by_server = |row: &Chunk| row.id == row.meta.uid.to_string();
-        self.on_conflict != OnConflict::Fail
-            && self.embeddings.iter().any(|given| {
-                given.takes_id && self.rows.get(given.of).is_some_and(chosen_by_server)
-            })
+        let deletes = self.delete_from_index.is_some()
+            || self.on_conflict == OnConflict::Replace
+                && !self.rows.iter().all(chosen_by_server);
+        deletes
+            || self.on_conflict != OnConflict::Fail
+                && self.embeddings.iter().any(|given| {
+                    given.takes_id && self.rows.get(given.of).is_some_and(chosen_by_server)
+                })
     }
 
     fn size_bytes(&self) -> usize {
@@ -85,6 +92,12 @@ impl Change for WriteChunks {
             house(tx, &mut works).await?;
             write(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
             hold_back(tx, works.iter_mut().flatten()).await?;
+            for work in works.iter_mut().flatten() {
+                let gone = work.goes_on() && !work.gone.is_empty();
+                if gone {
+                    work.unembed(tx).await?;
+                }
+            }
             embed(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
             let outcomes = works.into_iter().zip(changes).map(|(work, applied)| match work {
                 Some(work) => work.outcome(),
@@ -202,6 +215,8 @@ struct Work<'a> {
     rows: Vec<(Chunk, State)>,
     /// What it deletes.
     gone: Vec<Chunk>,
+    /// What the embeddings of what it deletes leave in the log.
+    unembedded: Vec<Entry>,
     /// What its embeddings leave in the log.
     embedded: Vec<Entry>,
     refused: Option<Error>,
@@ -216,8 +231,31 @@ impl<'a> Work<'a> {
             (row, State::Open)
         });
         let rows = rows.collect();
-        let (gone, embedded, refused) = (Vec::new(), Vec::new(), None);
-        Self { change, caller, document, rows, gone, embedded, refused, wrote: false }
+        let (gone, unembedded, embedded) = (Vec::new(), Vec::new(), Vec::new());
+        let (refused, wrote) = (None, false);
+        Self { change, caller, document, rows, gone, unembedded, embedded, refused, wrote }
+    }
+
+    /// Deletes the embeddings of what it has deleted, but for what has come back at another place.
+    async fn unembed(&mut self, tx: &Tx<'_>) -> Result<()> {
+        let back: HashSet<&str> = self.rows.iter().map(|(row, _)| row.id.as_str()).collect();
+        let gone = self.gone.iter().filter(|chunk| !back.contains(chunk.id.as_str()));
+        let author = self.caller.acting();
+        let moves: Vec<Move<'_>> = gone
+            .map(|chunk| Move {
+                id: &chunk.id,
+                delete_time: chunk.meta.delete_time,
+                hidden_since: None,
+                author,
+            })
+            .collect();
+        let (entries, refused) = move_embeddings(tx, Chunk::KIND, &moves).await?.into_parts();
+        self.unembedded = entries.into_iter().map(|(_, entry)| entry).collect();
+        self.wrote |= !refused.is_empty();
+        if let Some((_, error)) = refused.into_iter().next() {
+            self.refuse(error);
+        }
+        Ok(())
     }
 
     /// The embeddings of its chunks as they now stand.
@@ -339,11 +377,12 @@ impl<'a> Work<'a> {
         }
         let written = self.count(State::New) + self.count(State::Replaced);
         let recounted = self.count(State::New) != self.gone.len();
-        let room = written + self.gone.len() + 1 + self.embedded.len();
+        let room = written + self.gone.len() + 1 + self.unembedded.len() + self.embedded.len();
         let mut entries = Vec::with_capacity(room);
         let mut shown = Vec::new();
         // First what goes: its id may come back at another place.
         entries.extend(self.gone.iter().map(|chunk| Entry::of(chunk, "DELETE")));
+        entries.extend(self.unembedded);
         for (row, state) in &self.rows {
             match state {
                 State::New | State::Open => entries.push(Entry::of(row, "CREATE")),

@@ -4,6 +4,7 @@ mod given;
 mod ingest;
 mod nearest;
 mod similarity;
+mod subject;
 
 use crate::help::*;
 use crate::world::{As, World, object, request, wrong_fields};

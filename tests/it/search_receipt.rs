@@ -163,11 +163,6 @@ async fn a_search_is_the_same_again_whatever_has_happened_since() {
     let kind = ResourceKind::Precedent;
     let moved = [of(kind, "c", "c", &[1.1, 0.0]), of(kind, "new", "new", &[1.1, 0.0])];
     embed(&who, "old", &moved).await;
-    ok!(who.vectors().delete_embedding(pb::DeleteEmbeddingRequest {
-        vector_space_id: "old".into(),
-        embedding_id: "a".into(),
-        ..Default::default()
-    }));
     space(&who, "other", 2).await;
     alias(&who, "other").await;
     for (n, ((id, _), receipt)) in kept.iter().zip(&receipts).enumerate() {
@@ -186,7 +181,7 @@ async fn a_search_is_the_same_again_whatever_has_happened_since() {
     // The nearest of "old", not of what its alias names by now.
     let now = replay(&who, &kept[6].0, false).await;
     let name = |one: &pb::ResourceRef| one.id.rsplit('/').next().unwrap().to_owned();
-    assert_eq!(now.missing.iter().map(name).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(now.missing.iter().map(name).collect::<Vec<_>>(), ["a", "d"]);
     assert_eq!(now.added.iter().map(name).collect::<Vec<_>>(), ["c", "new"]);
 
     // Also without the space, which now is another of the same id.
@@ -201,6 +196,51 @@ async fn a_search_is_the_same_again_whatever_has_happened_since() {
             fails!(who.search().replay_search(again(id, false)), NotFound, "NOT_FOUND");
         }
     }
+    world.close().await;
+}
+
+/// What is purged cannot be found again, and nothing else is lost with it; another vector is told only of now.
+#[tokio::test]
+async fn a_replay_tells_of_hits_that_were_purged_or_changed() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    herons(&who).await;
+    let asked = query("old", &[1.1, 0.0]);
+    let id = ok!(who.vectors().search_vectors(vectors(asked))).search_receipt_id;
+    let name = |one: &pb::ResourceRef| one.id.rsplit('/').next().unwrap().to_owned();
+    let names = |refs: &[pb::ResourceRef]| refs.iter().map(name).collect::<Vec<_>>();
+    let hits = |hits: &[pb::ReceiptHit]| -> Vec<String> {
+        hits.iter().map(|hit| name(hit.r#ref.as_ref().unwrap())).collect()
+    };
+    let kept = receipt(&who, &id).await;
+    assert_eq!(hits(&kept.hits), ["a", "d", "b", "c"]);
+    embed(&who, "old", &[of(ResourceKind::Precedent, "b", "b", &[0.0, 5.0])]).await;
+    assert!(replay(&who, &id, true).await.identical);
+    let now = replay(&who, &id, false).await;
+    assert_eq!(hits(&now.hits), ["a", "d", "c", "b"]);
+    assert_eq!((names(&now.changed), now.identical), (vec!["c".into(), "b".into()], false));
+    ok!(who.vectors().delete_embedding(pb::DeleteEmbeddingRequest {
+        vector_space_id: "old".into(),
+        embedding_id: "d".into(),
+        ..Default::default()
+    }));
+    assert!(replay(&who, &id, true).await.identical);
+    let purge = pb::PurgeResourcesRequest {
+        kind: ResourceKind::Embedding.into(),
+        max_resources: 10,
+        ..Default::default()
+    };
+    assert_eq!(ok!(who.retention().purge_resources(purge)).purged_count, 1);
+    let then = replay(&who, &id, true).await;
+    assert_eq!((hits(&then.hits), then.identical), (vec!["a".into(), "b".into(), "c".into()], false));
+    assert_eq!((names(&then.missing), then.added.len()), (vec!["d".to_owned()], 0));
+    assert_eq!(names(&then.changed), ["b", "c"]);
+    for (now, then) in then.hits.iter().zip([&kept.hits[0], &kept.hits[2], &kept.hits[3]]) {
+        assert_eq!((now.score, now.distance, &now.r#ref), (then.score, then.distance, &then.r#ref));
+    }
+    let now = replay(&who, &id, false).await;
+    assert_eq!((hits(&now.hits), names(&now.missing)), (vec!["a".into(), "c".into(), "b".into()], vec!["d".to_owned()]));
+    assert_eq!(receipt(&who, &id).await, kept);
     world.close().await;
 }
 

@@ -93,8 +93,7 @@ impl Change for WriteChunks {
             write(tx, &mut works.iter_mut().flatten().collect::<Vec<_>>()).await?;
             hold_back(tx, works.iter_mut().flatten()).await?;
             for work in works.iter_mut().flatten() {
-                let gone = work.goes_on() && !work.gone.is_empty();
-                if gone {
+                if work.goes_on() && !work.gone.is_empty() {
                     work.unembed(tx).await?;
                 }
             }

@@ -33,8 +33,8 @@ async fn recall_is_measured_while_an_index_is_replaced() {
     by_index(&late).await;
     built(&who, build("s", Method::Ivfflat, Codes::Float32)).await;
     let measured = ok!(late.spaces().measure_recall(measure(5)));
-    assert_eq!((measured.method(), measured.sample_size), (SearchMethod::Ivfflat, 30));
-    assert!(measured.recall > 0.95, "{measured:?}");
+    assert_eq!(measured.method(), SearchMethod::Ivfflat);
+    assert!(measured.recall > 0.95 && measured.sample_size > 0, "{measured:?}");
     let dropped = pb::DropVectorIndexRequest { vector_space_id: "s".into(), options: None };
     over(&who, &ok!(who.spaces().drop_vector_index(dropped)).operation.unwrap().id).await;
     let measured = ok!(late.spaces().measure_recall(measure(5)));

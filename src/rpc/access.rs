@@ -223,6 +223,7 @@ const RULES: &[(&str, Rule)] = &[
     // Its handler, like that of the others that keep receipts, wants the right to write where one is to be kept.
     ("/casebook.v1.SearchService/Search", READ),
     ("/casebook.v1.SearchService/GetSearchReceipt", READ),
+    ("/casebook.v1.SearchService/ListSearchReceipts", READ),
     ("/casebook.v1.SearchService/ReplaySearch", READ),
 
     ("/casebook.v1.VectorSpaceService/CreateVectorSpace", WRITE),

@@ -52,6 +52,13 @@ impl pb::search_service_server::SearchService for Api {
         Ok(Response::new(Parts::get_search_receipt(self, request).await?))
     }
 
+    async fn list_search_receipts(
+        &self,
+        request: Request<pb::ListSearchReceiptsRequest>,
+    ) -> Answer<pb::ListSearchReceiptsResponse> {
+        Ok(Response::new(Parts::list_search_receipts(self, request).await?))
+    }
+
     async fn replay_search(
         &self,
         request: Request<pb::ReplaySearchRequest>,

@@ -223,11 +223,24 @@ impl Parts {
         let mask = ReadMask::new::<pb::SearchReceipt>(read_mask)?;
         let id = wire::id("search_receipt_id", search_receipt_id)?;
         let row: SearchReceipt = self.get(&caller, id, consistency, 0).await?;
-        let seq = row.read_seq;
-        let mut receipt = pb::SearchReceipt::from(row);
-        receipt.read_at = Some(self.revision(&caller, seq)?);
-        let search_receipt = Some(mask.apply(receipt)?);
+        let search_receipt = Some(mask.apply(self.worded(&caller, row)?)?);
         Ok(pb::GetSearchReceiptResponse { search_receipt })
+    }
+
+    fn worded(&self, caller: &Caller, row: SearchReceipt) -> Result<pb::SearchReceipt> {
+        let read_at = Some(self.revision(caller, row.read_seq)?);
+        Ok(pb::SearchReceipt { read_at, ..row.into() })
+    }
+
+    pub(super) async fn list_search_receipts(
+        &self,
+        request: Request<pb::ListSearchReceiptsRequest>,
+    ) -> Result<pb::ListSearchReceiptsResponse> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Error::internal("a call came past the door"))?;
+        let super::resource::Found { rows, page, mask, now: _ } = self.get_rows(request).await?;
+        let receipts = rows.into_iter().map(|row| mask.apply(self.worded(&caller, row)?));
+        Ok(pb::ListSearchReceiptsResponse { search_receipts: receipts.collect::<Result<_>>()?, page })
     }
 
     pub(super) async fn replay_search(
@@ -304,6 +317,10 @@ impl Parts {
             other => Err(Error::internal(format!("a receipt of {other}"))),
         }
     }
+}
+
+crate::requests! { SearchReceipt:
+    list ListSearchReceiptsRequest("create_time" by [("create_time", true)]);
 }
 
 impl Again {

@@ -199,6 +199,39 @@ async fn a_search_is_the_same_again_whatever_has_happened_since() {
     world.close().await;
 }
 
+#[tokio::test]
+async fn receipts_are_listed_by_filter_and_in_order() {
+    let (world, open) = guarded(&[]).await;
+    for tenant in ["acme", "other"] {
+        open.tenant(tenant).await;
+    }
+    let acme = open.as_tenant("acme");
+    herons(&acme).await;
+    let kept = receipts(&acme).await;
+    let reader = world.with_token(&token(&acme, &[Role::Reader]).await.1);
+    let list = |filter: &str| pb::ListSearchReceiptsRequest {
+        r#where: expression(filter).filter(|_| !filter.is_empty()),
+        ..Default::default()
+    };
+    let listed = ok!(reader.search().list_search_receipts(list(""))).search_receipts;
+    let newest: Vec<_> = kept.iter().rev().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(listed.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), newest);
+    for one in &listed {
+        assert_eq!(*one, receipt(&reader, &one.id).await);
+    }
+    let vectors = r#"method = "casebook.v1.VectorService/SearchVectors""#;
+    assert_eq!(ok!(reader.search().list_search_receipts(list(vectors))).search_receipts.len(), 3);
+    let by_vector = list(r#"vector_space_id = "old""#);
+    assert_eq!(ok!(reader.search().list_search_receipts(by_vector)).search_receipts.len(), 7);
+    let first = pb::ListSearchReceiptsRequest { page: page(2), read_mask: mask(&["method"]), ..list("") };
+    let first = ok!(reader.search().list_search_receipts(first));
+    assert_eq!((first.search_receipts.len(), first.page.unwrap().next_page_token.is_empty()), (2, false));
+    assert!(first.search_receipts.iter().all(|one| one.hits.is_empty() && one.read_at.is_none()));
+    let other = open.as_tenant("other");
+    assert!(ok!(other.search().list_search_receipts(list(""))).search_receipts.is_empty());
+    world.close().await;
+}
+
 /// What is purged cannot be found again, and nothing else is lost with it; another vector is told only of now.
 #[tokio::test]
 async fn a_replay_tells_of_hits_that_were_purged_or_changed() {

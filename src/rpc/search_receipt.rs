@@ -240,7 +240,10 @@ impl Parts {
         let caller = caller.ok_or_else(|| Error::internal("a call came past the door"))?;
         let super::resource::Found { rows, page, mask, now: _ } = self.get_rows(request).await?;
         let receipts = rows.into_iter().map(|row| mask.apply(self.worded(&caller, row)?));
-        Ok(pb::ListSearchReceiptsResponse { search_receipts: receipts.collect::<Result<_>>()?, page })
+        Ok(pb::ListSearchReceiptsResponse {
+            search_receipts: receipts.collect::<Result<_>>()?,
+            page,
+        })
     }
 
     pub(super) async fn replay_search(

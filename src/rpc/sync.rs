@@ -342,11 +342,6 @@ impl From<Difference> for pb::SyncDifference {
             Fault::Extra => pb::SyncFault::Extra,
             Fault::Different => pb::SyncFault::Different,
         };
-        Self {
-            embedding_id,
-            uid: uid.to_string(),
-            fault: fault.into(),
-            vector_space_id: space_id,
-        }
+        Self { embedding_id, uid: uid.to_string(), fault: fault.into(), vector_space_id: space_id }
     }
 }

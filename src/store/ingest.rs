@@ -56,8 +56,7 @@ impl Change for WriteChunks {
     fn is_alone(&self) -> bool {
         let chosen_by_server = |row: &Chunk| row.id == row.meta.uid.to_string();
         let deletes = self.delete_from_index.is_some()
-            || self.on_conflict == OnConflict::Replace
-                && !self.rows.iter().all(chosen_by_server);
+            || self.on_conflict == OnConflict::Replace && !self.rows.iter().all(chosen_by_server);
         deletes
             || self.on_conflict != OnConflict::Fail
                 && self.embeddings.iter().any(|given| {

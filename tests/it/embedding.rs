@@ -7,6 +7,7 @@ mod similarity;
 mod subject;
 
 use crate::help::*;
+use crate::vectors::{bytes, embedding, floats, nearest as near, space_of};
 use crate::world::{As, World, object, request, wrong_fields};
 use casebook::pb;
 use casebook::pb::{DistanceMetric, VectorStorage};
@@ -14,40 +15,6 @@ use casebook::pb::{DistanceMetric, VectorStorage};
 /// Makes a space.
 async fn space(who: &As, id: &str, dimensions: i32, metric: DistanceMetric) {
     space_of(who, id, dimensions, metric, VectorStorage::Float32).await;
-}
-
-async fn space_of(
-    who: &As,
-    id: &str,
-    dimensions: i32,
-    metric: DistanceMetric,
-    storage: VectorStorage,
-) {
-    ok!(who.spaces().create_vector_space(pb::CreateVectorSpaceRequest {
-        vector_space_id: id.into(),
-        vector_space: Some(pb::VectorSpace {
-            embedding_model: "ada".into(),
-            dimensions,
-            metric: metric.into(),
-            storage: storage.into(),
-            ..Default::default()
-        }),
-        options: None,
-    }));
-}
-
-fn floats(values: &[f32]) -> Option<pb::Vector> {
-    let list = pb::FloatList { values: values.to_vec() };
-    Some(pb::Vector { data: Some(pb::vector::Data::Floats(list)) })
-}
-
-fn bytes(values: &[f32]) -> Option<pb::Vector> {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    Some(pb::Vector { data: Some(pb::vector::Data::F32Le(bytes.into())) })
-}
-
-fn embedding(id: &str, values: &[f32]) -> pb::Embedding {
-    pb::Embedding { id: id.into(), vector: floats(values), ..Default::default() }
 }
 
 fn full(values: &[f32]) -> pb::Embedding {
@@ -97,15 +64,6 @@ fn delete(space: &str, id: &str) -> pb::DeleteEmbeddingRequest {
     pb::DeleteEmbeddingRequest {
         vector_space_id: space.into(),
         embedding_id: id.into(),
-        ..Default::default()
-    }
-}
-
-fn near(space: &str, values: &[f32], top_k: i32) -> pb::VectorQuery {
-    pb::VectorQuery {
-        vector_space_id: space.into(),
-        target: floats(values).map(pb::vector_query::Target::Vector),
-        top_k,
         ..Default::default()
     }
 }

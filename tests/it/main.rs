@@ -63,5 +63,6 @@ mod transfer;
 mod transfer_sqlite;
 mod vector_index;
 mod vector_space;
+mod vectors;
 mod world;
 mod write;

@@ -2,8 +2,9 @@
 
 use crate::help::*;
 use crate::precedent::{change, record, remove, small};
-use crate::search::hybrid::{dice, embed, find, near, of, space, vector};
+use crate::search::hybrid::{find, near, of};
 use crate::search::search;
+use crate::vectors::{build, built, dice, embed, nearest, space};
 use crate::world::{As, World, object, wrong_fields};
 use casebook::pb;
 use pb::{ResourceKind, Role};
@@ -34,14 +35,6 @@ async fn alias(who: &As, to: &str) {
         vector_space_id: to.into(),
         options: None,
     }));
-}
-
-fn query(space: &str, values: &[f32]) -> pb::VectorQuery {
-    pb::VectorQuery {
-        vector_space_id: space.into(),
-        target: vector(values).map(pb::vector_query::Target::Vector),
-        ..Default::default()
-    }
 }
 
 fn vectors(query: pb::VectorQuery) -> pb::SearchVectorsRequest {
@@ -103,9 +96,9 @@ async fn receipts(who: &As) -> Vec<(String, Vec<String>)> {
     }
     let like = pb::vector_query::Target::LikeEmbeddingId("a".into());
     for query in [
-        pb::VectorQuery { top_k: 3, ..query("live", &[1.1, 0.0]) },
-        pb::VectorQuery { max_distance: Some(1.5), ..query("live", &[1.1, 0.0]) },
-        pb::VectorQuery { target: Some(like), ..query("live", &[]) },
+        pb::VectorQuery { top_k: 3, ..nearest("live", &[1.1, 0.0], 0) },
+        pb::VectorQuery { max_distance: Some(1.5), ..nearest("live", &[1.1, 0.0], 0) },
+        pb::VectorQuery { target: Some(like), ..nearest("live", &[], 0) },
     ] {
         let answer = ok!(who.vectors().search_vectors(vectors(query)));
         let ids = answer.hits.iter().map(|hit| hit.embedding.as_ref().unwrap().id.clone());
@@ -223,9 +216,13 @@ async fn receipts_are_listed_by_filter_and_in_order() {
     assert_eq!(ok!(reader.search().list_search_receipts(list(vectors))).search_receipts.len(), 3);
     let by_vector = list(r#"vector_space_id = "old""#);
     assert_eq!(ok!(reader.search().list_search_receipts(by_vector)).search_receipts.len(), 7);
-    let first = pb::ListSearchReceiptsRequest { page: page(2), read_mask: mask(&["method"]), ..list("") };
+    let first =
+        pb::ListSearchReceiptsRequest { page: page(2), read_mask: mask(&["method"]), ..list("") };
     let first = ok!(reader.search().list_search_receipts(first));
-    assert_eq!((first.search_receipts.len(), first.page.unwrap().next_page_token.is_empty()), (2, false));
+    assert_eq!(
+        (first.search_receipts.len(), first.page.unwrap().next_page_token.is_empty()),
+        (2, false)
+    );
     assert!(first.search_receipts.iter().all(|one| one.hits.is_empty() && one.read_at.is_none()));
     let other = open.as_tenant("other");
     assert!(ok!(other.search().list_search_receipts(list(""))).search_receipts.is_empty());
@@ -238,7 +235,7 @@ async fn a_replay_tells_of_hits_that_were_purged_or_changed() {
     let world = World::new().await;
     let who = world.anonymous();
     herons(&who).await;
-    let asked = query("old", &[1.1, 0.0]);
+    let asked = nearest("old", &[1.1, 0.0], 0);
     let id = ok!(who.vectors().search_vectors(vectors(asked))).search_receipt_id;
     let name = |one: &pb::ResourceRef| one.id.rsplit('/').next().unwrap().to_owned();
     let names = |refs: &[pb::ResourceRef]| refs.iter().map(name).collect::<Vec<_>>();
@@ -265,14 +262,20 @@ async fn a_replay_tells_of_hits_that_were_purged_or_changed() {
     };
     assert_eq!(ok!(who.retention().purge_resources(purge)).purged_count, 1);
     let then = replay(&who, &id, true).await;
-    assert_eq!((hits(&then.hits), then.identical), (vec!["a".into(), "b".into(), "c".into()], false));
+    assert_eq!(
+        (hits(&then.hits), then.identical),
+        (vec!["a".into(), "b".into(), "c".into()], false)
+    );
     assert_eq!((names(&then.missing), then.added.len()), (vec!["d".to_owned()], 0));
     assert_eq!(names(&then.changed), ["b", "c"]);
     for (now, then) in then.hits.iter().zip([&kept.hits[0], &kept.hits[2], &kept.hits[3]]) {
         assert_eq!((now.score, now.distance, &now.r#ref), (then.score, then.distance, &then.r#ref));
     }
     let now = replay(&who, &id, false).await;
-    assert_eq!((hits(&now.hits), names(&now.missing)), (vec!["a".into(), "c".into(), "b".into()], vec!["d".to_owned()]));
+    assert_eq!(
+        (hits(&now.hits), names(&now.missing)),
+        (vec!["a".into(), "c".into(), "b".into()], vec!["d".to_owned()])
+    );
     assert_eq!(receipt(&who, &id).await, kept);
     world.close().await;
 }
@@ -290,23 +293,12 @@ async fn what_an_index_passed_over_is_told() {
     let kind = ResourceKind::Precedent;
     let all: Vec<_> = (0..1000).map(|n| of(kind, "p", &format!("e{n:03}"), &draw())).collect();
     embed(&who, "s", &all).await;
-    let built = ok!(who.spaces().build_vector_index(pb::BuildVectorIndexRequest {
-        vector_space_id: "s".into(),
-        // A bit a dimension tells little of 8.
-        index: Some(pb::VectorIndex {
-            method: Method::Hnsw.into(),
-            codes: Codes::Binary.into(),
-            ..Default::default()
-        }),
-        options: None,
-    }));
-    let wait =
-        pb::WaitOperationRequest { operation_id: built.operation.unwrap().id, timeout: None };
-    ok!(who.operations().wait_operation(wait));
+    // A bit a dimension tells little of 8.
+    built(&who, build("s", Method::Hnsw, Codes::Binary)).await;
     let (mut differing, mut kept) = (0, Vec::new());
     for _ in 0..10 {
         let params = pb::SearchParams { candidates: 10, ..Default::default() };
-        let by_index = pb::VectorQuery { params: Some(params), ..query("s", &draw()) };
+        let by_index = pb::VectorQuery { params: Some(params), ..nearest("s", &draw(), 0) };
         let params = pb::SearchParams { exact: true, ..Default::default() };
         let exactly = pb::VectorQuery { params: Some(params), ..by_index.clone() };
         let found = ok!(who.vectors().search_vectors(vectors(by_index)));
@@ -348,11 +340,11 @@ async fn a_receipt_is_a_write_and_stays_in_its_tenant() {
     let words = || pb::SearchRequest { keep_receipt: true, ..search("heron") };
     let legs = || pb::SearchRequest { near: near("old", &[1.0, 0.0]), ..words() };
     let found = || pb::FindPrecedentsRequest { keep_receipt: true, ..find("old", &[1.0, 0.0]) };
-    let nearest = || vectors(query("old", &[1.0, 0.0]));
+    let by_vector = || vectors(nearest("old", &[1.0, 0.0], 0));
     fails!(reader.search().search(words()), PermissionDenied, "ROLE_MISSING");
     fails!(reader.search().search(legs()), PermissionDenied, "ROLE_MISSING");
     fails!(reader.precedents().find_precedents(found()), PermissionDenied, "ROLE_MISSING");
-    fails!(reader.vectors().search_vectors(nearest()), PermissionDenied, "ROLE_MISSING");
+    fails!(reader.vectors().search_vectors(by_vector()), PermissionDenied, "ROLE_MISSING");
     assert_eq!(head(&acme).await, before);
 
     let id = ok!(writer.search().search(legs())).search_receipt_id;

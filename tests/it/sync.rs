@@ -3,39 +3,13 @@
 mod follow;
 
 use crate::help::*;
+use crate::vectors::{embedding, space, space_of};
 use crate::world::{As, World, reason, request, wrong_fields};
 use casebook::pb;
 use casebook::pb::{DistanceMetric, SyncFault, VectorStorage};
 use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};
-
-pub async fn space(who: &As, id: &str, dimensions: i32) {
-    space_of(who, id, dimensions, VectorStorage::Float32).await;
-}
-
-async fn space_of(who: &As, id: &str, dimensions: i32, storage: VectorStorage) {
-    ok!(who.spaces().create_vector_space(pb::CreateVectorSpaceRequest {
-        vector_space_id: id.into(),
-        vector_space: Some(pb::VectorSpace {
-            embedding_model: "ada".into(),
-            dimensions,
-            metric: DistanceMetric::L2.into(),
-            storage: storage.into(),
-            ..Default::default()
-        }),
-        options: None,
-    }));
-}
-
-pub fn embedding(id: &str, values: &[f32]) -> pb::Embedding {
-    let list = pb::FloatList { values: values.to_vec() };
-    pb::Embedding {
-        id: id.into(),
-        vector: Some(pb::Vector { data: Some(pb::vector::Data::Floats(list)) }),
-        ..Default::default()
-    }
-}
 
 fn sync(space: &str, embedding: pb::Embedding) -> pb::SyncEmbeddingRequest {
     pb::SyncEmbeddingRequest {
@@ -359,7 +333,7 @@ async fn all_spaces_are_verified_and_gone_through() {
     assert_eq!((nothing.len(), nothing[0].done, nothing[0].total), (1, true, 0));
     assert!(nothing[0].read_at.is_some());
     space(&who, "a", 2).await;
-    space_of(&who, "b", 3, VectorStorage::Float16).await;
+    space_of(&who, "b", 3, DistanceMetric::L2, VectorStorage::Float16).await;
     space(&who, "gone", 2).await;
     for (id, count, dimensions) in [("a", 60, 2), ("b", 50, 3), ("gone", 5, 2)] {
         ok!(client.batch_sync_embeddings(batch(id, some(count, dimensions))));
@@ -381,7 +355,8 @@ async fn all_spaces_are_verified_and_gone_through() {
     let wrong = [("a", "e-3", SyncFault::Missing), ("b", "e-7", SyncFault::Different)];
     let of = |differences: &[pb::SyncDifference]| -> Vec<(String, String, SyncFault)> {
         let told = differences.iter();
-        told.map(|one| (one.vector_space_id.clone(), one.embedding_id.clone(), one.fault())).collect()
+        told.map(|one| (one.vector_space_id.clone(), one.embedding_id.clone(), one.fault()))
+            .collect()
     };
     let wrong = wrong.map(|(space, id, fault)| (space.to_owned(), id.to_owned(), fault));
     let verified = ok!(client.verify_sync(full("")));
@@ -404,7 +379,7 @@ async fn a_space_is_verified_to_its_end() {
     let world = World::new().await;
     let who = world.anonymous();
     let mut client = who.syncs();
-    space_of(&who, "half", 16_000, VectorStorage::Float16).await;
+    space_of(&who, "half", 16_000, DistanceMetric::L2, VectorStorage::Float16).await;
     for piece in some(150, 16_000).chunks(75) {
         ok!(client.batch_sync_embeddings(batch("half", piece.to_vec())));
     }

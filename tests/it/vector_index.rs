@@ -8,6 +8,7 @@ mod upkeep;
 mod wished;
 
 use crate::help::*;
+use crate::vectors::{build, built, embed, embedding, nearest as near, over, space_of as space};
 use crate::world::{As, World, config_of, object, request, url_of, wrong_fields};
 use casebook::pb;
 use casebook::pb::vector_index::{Codes, Method};
@@ -20,35 +21,6 @@ use std::time::Duration;
 /// Work that is looked for often, and no looks at recall beside those that a test asks for.
 const BRISK: [(&str, &str); 2] =
     [("index_upkeep_interval_ms", "30"), ("index_probe_interval_ms", "0")];
-
-async fn space(
-    who: &As,
-    id: &str,
-    dimensions: i32,
-    metric: DistanceMetric,
-    storage: VectorStorage,
-) {
-    ok!(who.spaces().create_vector_space(pb::CreateVectorSpaceRequest {
-        vector_space_id: id.into(),
-        vector_space: Some(pb::VectorSpace {
-            embedding_model: "ada".into(),
-            dimensions,
-            metric: metric.into(),
-            storage: storage.into(),
-            ..Default::default()
-        }),
-        options: None,
-    }));
-}
-
-fn vector(values: &[f32]) -> Option<pb::Vector> {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    Some(pb::Vector { data: Some(pb::vector::Data::F32Le(bytes.into())) })
-}
-
-fn embedding(id: &str, values: &[f32]) -> pb::Embedding {
-    pb::Embedding { id: id.into(), vector: vector(values), ..Default::default() }
-}
 
 /// Points around a few centres, as real embeddings lie.
 struct Cloud {
@@ -92,48 +64,8 @@ async fn fill(
             }
         })
         .collect();
-    for some in all.chunks(500) {
-        ok!(who.vectors().batch_upsert_embeddings(pb::BatchUpsertEmbeddingsRequest {
-            vector_space_id: space.into(),
-            embeddings: some.to_vec(),
-            options: None,
-        }));
-    }
+    embed(who, space, &all).await;
     points
-}
-
-fn build(space: &str, method: Method, codes: Codes) -> pb::BuildVectorIndexRequest {
-    pb::BuildVectorIndexRequest {
-        vector_space_id: space.into(),
-        index: Some(pb::VectorIndex {
-            method: method.into(),
-            codes: codes.into(),
-            ..Default::default()
-        }),
-        options: None,
-    }
-}
-
-/// Waits until an operation is over.
-async fn over(who: &As, id: &str) -> pb::Operation {
-    let request = pb::WaitOperationRequest { operation_id: id.into(), timeout: None };
-    ok!(who.operations().wait_operation(request)).operation.unwrap()
-}
-
-async fn built(who: &As, request: pb::BuildVectorIndexRequest) -> pb::Operation {
-    let begun = ok!(who.spaces().build_vector_index(request)).operation.unwrap();
-    let ended = over(who, &begun.id).await;
-    assert_eq!(ended.state(), OperationState::Done, "{ended:?}");
-    ended
-}
-
-fn near(space: &str, values: &[f32], top_k: i32) -> pb::VectorQuery {
-    pb::VectorQuery {
-        vector_space_id: space.into(),
-        target: vector(values).map(pb::vector_query::Target::Vector),
-        top_k,
-        ..Default::default()
-    }
 }
 
 fn exactly(query: pb::VectorQuery) -> pb::VectorQuery {

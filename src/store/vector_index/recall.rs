@@ -108,7 +108,11 @@ impl Store {
         let sampled = match self.sample_of(caller, space, index, sample).await {
             Err(error) if is_gone(&error) => {
                 self.refresh_indexes().await?;
-                return if self.is_searched_by(caller, space, index) { Err(error) } else { Ok(None) };
+                return if self.is_searched_by(caller, space, index) {
+                    Err(error)
+                } else {
+                    Ok(None)
+                };
             }
             sampled => sampled?,
         };

@@ -189,13 +189,8 @@ async fn the_past_is_searched_as_it_stood() {
 /// 3,000 searches with filters over vectors with many ties, against a naive reading.
 #[tokio::test]
 async fn searches_are_what_a_naive_reading_says() {
-    use rand::{RngExt as _, SeedableRng as _};
-    let seed: u64 = std::env::var("CASEBOOK_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(rand::random);
-    eprintln!("CASEBOOK_TEST_SEED={seed}");
-    let mut dice = rand::rngs::StdRng::seed_from_u64(seed);
+    use rand::RngExt as _;
+    let mut dice = crate::vectors::dice();
     let world = World::new().await;
     let who = world.anonymous();
     let metrics =

@@ -29,15 +29,19 @@ fn back(id: &str) -> pb::UndeleteDocumentRequest {
 /// A document with an analysis and two chunks, a precedent and a decision, each with an embedding; and one of what is not
 /// recorded.
 async fn filled() -> (World, As) {
-    let world = World::with(&[("index_upkeep_interval_ms", "30"), ("index_probe_interval_ms", "0")]).await;
+    let world =
+        World::with(&[("index_upkeep_interval_ms", "30"), ("index_probe_interval_ms", "0")]).await;
     let who = world.anonymous();
     space(&who, "s", 2, DistanceMetric::L2).await;
     ok!(who.documents().create_document(file("doc")));
     ok!(who.documents().create_analysis(analyse("a", "doc")));
-    let given = ["c0", "c1"].into_iter().zip(0..).map(|(id, n)| pb::Chunk { id: id.into(), ..chunk(n) });
+    let given =
+        ["c0", "c1"].into_iter().zip(0..).map(|(id, n)| pb::Chunk { id: id.into(), ..chunk(n) });
     ok!(who.documents().batch_create_chunks(chunks("doc", given.collect::<Vec<_>>())));
     ok!(who.precedents().create_precedent(record("p", small())));
-    ok!(who.decisions().create_decision(crate::world::create("d", crate::world::decision("ALLOW", 0.5))));
+    ok!(who
+        .decisions()
+        .create_decision(crate::world::create("d", crate::world::decision("ALLOW", 0.5))));
     ok!(who.vectors().batch_upsert_embeddings(batch(
         "s",
         [
@@ -58,18 +62,25 @@ async fn embeddings_go_with_their_subject_and_come_back_with_it() {
     let (world, who) = filled().await;
     let everything = ["of-doc", "of-a", "of-c0", "of-c1", "of-p", "of-d", "of-unknown"];
     assert_eq!(all(&who).await, everything);
-    let before = ok!(who.vectors().search_vectors(search(near("s", &[0.0, 0.0], 100)))).read_at.unwrap();
+    let before =
+        ok!(who.vectors().search_vectors(search(near("s", &[0.0, 0.0], 100)))).read_at.unwrap();
     // One that was deleted by itself stays deleted.
-    ok!(who.vectors().upsert_embedding(upsert("s", of(ResourceKind::Document, "doc", "alone", 0.5))));
+    ok!(who
+        .vectors()
+        .upsert_embedding(upsert("s", of(ResourceKind::Document, "doc", "alone", 0.5))));
     ok!(who.vectors().delete_embedding(delete("s", "alone")));
     ok!(who.documents().delete_document(gone("doc")));
     assert_eq!(all(&who).await, ["of-p", "of-d", "of-unknown"]);
     fails!(who.vectors().get_embedding(get("s", "of-c1")), NotFound, "NOT_FOUND");
-    let then = pb::SearchVectorsRequest { consistency: at(&before), ..search(near("s", &[0.0, 0.0], 100)) };
+    let then = pb::SearchVectorsRequest {
+        consistency: at(&before),
+        ..search(near("s", &[0.0, 0.0], 100))
+    };
     assert_eq!(ids(&ok!(who.vectors().search_vectors(then)).hits), everything);
     let log = entries(&who, 20).await;
     let deleted = log.iter().filter(|entry| entry.action == "DELETE");
-    let embeddings = deleted.filter(|e| e.target.as_ref().unwrap().kind() == ResourceKind::Embedding);
+    let embeddings =
+        deleted.filter(|e| e.target.as_ref().unwrap().kind() == ResourceKind::Embedding);
     assert_eq!(embeddings.count(), 5);
     ok!(who.precedents().delete_precedent(remove("p")));
     ok!(who.decisions().delete_decision(crate::help::delete("d")));
@@ -101,7 +112,10 @@ async fn embeddings_go_with_a_chunk_however_it_goes() {
     // Another chunk in its place, with an embedding of the same id.
     let other = pb::Chunk {
         id: "c9".into(),
-        embeddings: vec![pb::Embedding { vector_space_id: "s".into(), ..embedding("of-c1", &[4.5, 0.0]) }],
+        embeddings: vec![pb::Embedding {
+            vector_space_id: "s".into(),
+            ..embedding("of-c1", &[4.5, 0.0])
+        }],
         ..chunk(1)
     };
     ok!(who.documents().batch_create_chunks(replace(vec![other], None)));
@@ -109,15 +123,16 @@ async fn embeddings_go_with_a_chunk_however_it_goes() {
     let now = ok!(who.vectors().get_embedding(get("s", "of-c1"))).embedding.unwrap();
     assert_eq!((now.subject.unwrap().id.as_str(), now.meta.unwrap().version), ("c9", 1));
     // An id that changes its place is still there.
-    ok!(who.documents().batch_create_chunks(replace(vec![pb::Chunk { id: "c9".into(), ..chunk(2) }], Some(1))));
+    ok!(who
+        .documents()
+        .batch_create_chunks(replace(vec![pb::Chunk { id: "c9".into(), ..chunk(2) }], Some(1))));
     assert_eq!(of_chunks().await, ["of-c0", "of-c1"]);
     let first = pb::Chunk { id: "c0".into(), ..chunk(0) };
     ok!(who.documents().batch_create_chunks(replace(vec![first], Some(1))));
     assert_eq!(of_chunks().await, ["of-c0"]);
-    ok!(who.documents().delete_chunk(pb::DeleteChunkRequest {
-        chunk_id: "c0".into(),
-        ..Default::default()
-    }));
+    ok!(who
+        .documents()
+        .delete_chunk(pb::DeleteChunkRequest { chunk_id: "c0".into(), ..Default::default() }));
     assert!(of_chunks().await.is_empty());
     world.close().await;
 }
@@ -182,7 +197,9 @@ async fn what_comes_back_is_found_by_an_index() {
     };
     assert_eq!(by_index().await, ["of-doc", "of-a", "of-c0", "of-c1"]);
     ok!(who.precedents().delete_precedent(remove("p")));
-    ok!(who.documents().delete_chunk(pb::DeleteChunkRequest { chunk_id: "c0".into(), ..Default::default() }));
+    ok!(who
+        .documents()
+        .delete_chunk(pb::DeleteChunkRequest { chunk_id: "c0".into(), ..Default::default() }));
     let owner = world.superuser().await;
     let sweep = "SET casebook.tenant = 'default'; SELECT s.* FROM casebook.vector_index AS i, \
                  LATERAL wall.sweep_vector_index(i.uid, '00000000-0000-0000-0000-000000000000', '', 1000) AS s";

@@ -3,55 +3,28 @@
 use super::search;
 use crate::help::*;
 use crate::precedent::{record, remove, small, time};
+use crate::vectors::{dice, embed, floats, space};
 use crate::world::{As, World, object, wrong_fields};
 use casebook::pb;
-use pb::{DistanceMetric, ResourceKind, SearchMethod};
+use pb::{ResourceKind, SearchMethod};
+use rand::RngExt as _;
 use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
 use std::collections::HashMap;
-
-pub async fn space(who: &As, id: &str, dimensions: i32) {
-    ok!(who.spaces().create_vector_space(pb::CreateVectorSpaceRequest {
-        vector_space_id: id.into(),
-        vector_space: Some(pb::VectorSpace {
-            embedding_model: "ada".into(),
-            dimensions,
-            metric: DistanceMetric::L2.into(),
-            ..Default::default()
-        }),
-        options: None,
-    }));
-}
-
-pub fn vector(values: &[f32]) -> Option<pb::Vector> {
-    let list = pb::FloatList { values: values.to_vec() };
-    Some(pb::Vector { data: Some(pb::vector::Data::Floats(list)) })
-}
 
 /// An embedding of something.
 pub fn of(kind: ResourceKind, id: &str, embedding_id: &str, values: &[f32]) -> pb::Embedding {
     pb::Embedding {
         id: embedding_id.into(),
         subject: Some(reference(kind, id, 0)),
-        vector: vector(values),
+        vector: floats(values),
         ..Default::default()
-    }
-}
-
-pub async fn embed(who: &As, space: &str, embeddings: &[pb::Embedding]) {
-    for some in embeddings.chunks(1000) {
-        ok!(who.vectors().batch_upsert_embeddings(pb::BatchUpsertEmbeddingsRequest {
-            vector_space_id: space.into(),
-            embeddings: some.to_vec(),
-            options: None,
-        }));
     }
 }
 
 pub fn near(space: &str, values: &[f32]) -> Option<pb::VectorLeg> {
     Some(pb::VectorLeg {
         vector_space_id: space.into(),
-        vector: vector(values),
+        vector: floats(values),
         ..Default::default()
     })
 }
@@ -66,15 +39,6 @@ pub fn ids(answer: &pb::FindPrecedentsResponse) -> Vec<String> {
 
 pub fn refs(answer: &pb::SearchResponse) -> Vec<String> {
     answer.hits.iter().map(|hit| hit.r#ref.as_ref().unwrap().id.clone()).collect()
-}
-
-pub fn dice() -> StdRng {
-    let seed: u64 = std::env::var("CASEBOOK_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(rand::random);
-    eprintln!("CASEBOOK_TEST_SEED={seed}");
-    StdRng::seed_from_u64(seed)
 }
 
 const WORDS: [&str; 6] = ["heron", "stork", "grebe", "lake", "shore", "reed"];
@@ -446,12 +410,12 @@ async fn bad_legs_are_refused_by_field() {
         (
             "near.vector",
             "DIMENSION_MISMATCH",
-            (VectorLeg { vector: vector(&[1.0]), ..good() }, None),
+            (VectorLeg { vector: floats(&[1.0]), ..good() }, None),
         ),
         (
             "near.vector",
             "VECTOR_INVALID",
-            (VectorLeg { vector: vector(&[f32::NAN, 0.0]), ..good() }, None),
+            (VectorLeg { vector: floats(&[f32::NAN, 0.0]), ..good() }, None),
         ),
         ("near.vector", "FIELD_INVALID", (VectorLeg { vector: None, ..good() }, None)),
         (

@@ -1,30 +1,14 @@
 //! The vector leg by an index: as good as exactly, filters and all, and up to date.
 
-use super::hybrid::{dice, embed, find, ids, near, of, space};
+use super::hybrid::{find, ids, near, of};
 use crate::help::*;
 use crate::precedent::{record, remove, small};
-use crate::world::{As, World};
+use crate::vectors::{build, built, dice, embed, space};
+use crate::world::World;
 use casebook::pb;
 use pb::vector_index::{Codes, Method};
 use pb::{ResourceKind, SearchMethod};
 use rand::RngExt as _;
-
-/// Builds an index, and waits until it is searched.
-async fn indexed(who: &As, space: &str) {
-    let request = pb::BuildVectorIndexRequest {
-        vector_space_id: space.into(),
-        index: Some(pb::VectorIndex {
-            method: Method::Hnsw.into(),
-            codes: Codes::Float16.into(),
-            ..Default::default()
-        }),
-        options: None,
-    };
-    let begun = ok!(who.spaces().build_vector_index(request)).operation.unwrap();
-    let request = pb::WaitOperationRequest { operation_id: begun.id, timeout: None };
-    let ended = ok!(who.operations().wait_operation(request)).operation.unwrap();
-    assert_eq!(ended.state(), pb::OperationState::Done, "{ended:?}");
-}
 
 #[tokio::test]
 async fn by_an_index_the_same_is_found_and_filters_lose_nothing() {
@@ -56,7 +40,7 @@ async fn by_an_index_the_same_is_found_and_filters_lose_nothing() {
     }
     embed(&who, "s", &embeddings).await;
     world.superuser().await.batch_execute("ANALYZE").await.unwrap();
-    indexed(&who, "s").await;
+    built(&who, build("s", Method::Hnsw, Codes::Float16)).await;
 
     let exactly = |request: &pb::FindPrecedentsRequest| {
         let mut request = request.clone();

@@ -1,8 +1,8 @@
 //! Following the log into a place outside: it converges however often it is killed and whatever it is given twice.
 
-use super::{embedding, space};
 use crate::help::*;
 use crate::schema::store_on;
+use crate::vectors::{embedding, space};
 use crate::world::{As, World};
 use casebook::server::program;
 use casebook::store::Store;

@@ -48,7 +48,10 @@ impl Hold {
     }
 
     pub(super) async fn release(self) {
-        self.0.batch_execute("DROP EVENT TRIGGER hold_index; SELECT pg_advisory_unlock_all()").await.unwrap();
+        self.0
+            .batch_execute("DROP EVENT TRIGGER hold_index; SELECT pg_advisory_unlock_all()")
+            .await
+            .unwrap();
     }
 }
 
@@ -137,14 +140,16 @@ async fn purging_goes_on_while_an_index_is_built() {
         ..Default::default()
     };
     let mut client = who.retention();
-    let purged = tokio::time::timeout(Duration::from_secs(15), client.purge_resources(purge())).await;
+    let purged =
+        tokio::time::timeout(Duration::from_secs(15), client.purge_resources(purge())).await;
     let purged = purged.expect("it waits for the build").unwrap().into_inner();
     assert_eq!(purged.purged_count, 20);
     let owner = world.superuser().await;
     let count = async |of: &str| -> i64 {
         owner.query_one(&format!("SELECT count(*) FROM {of}"), &[]).await.unwrap().get(0)
     };
-    let numbers = owner.query("SELECT number FROM casebook.vector_index ORDER BY number", &[]).await.unwrap();
+    let numbers =
+        owner.query("SELECT number FROM casebook.vector_index ORDER BY number", &[]).await.unwrap();
     let [old, new] = [0, 1].map(|n| format!("casebook.sealed_{}", numbers[n].get::<_, i64>(0)));
     // From the one that is searched it is gone at once.
     assert_eq!((count(&old).await, count(&new).await), (80, 100));
@@ -157,7 +162,8 @@ async fn purging_goes_on_while_an_index_is_built() {
         .unwrap();
     hold.release().await;
     for _ in 0..100 {
-        let waiting = "pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%use_vector_index%'";
+        let waiting =
+            "pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%use_vector_index%'";
         if count(waiting).await > 0 {
             break;
         }
@@ -205,8 +211,15 @@ async fn what_comes_to_nothing_leaves_the_index_from_before() {
         assert_eq!(ended.state(), OperationState::Failed);
         assert!(!ended.error.is_empty() && !ended.error.contains("disk"), "{ended:?}");
         let stats = stats(&who, id).await;
-        assert!(stats.advice[0].contains(&ended.id) && stats.advice[0].contains("failed"), "{stats:?}");
-        let then = if id == "s" { "the index from before stays" } else { "it is tried again after an hour" };
+        assert!(
+            stats.advice[0].contains(&ended.id) && stats.advice[0].contains("failed"),
+            "{stats:?}"
+        );
+        let then = if id == "s" {
+            "the index from before stays"
+        } else {
+            "it is tried again after an hour"
+        };
         assert!(stats.advice[0].contains(then), "{stats:?}");
         assert_eq!(stats.indexes.len(), usize::from(id == "s"));
     }

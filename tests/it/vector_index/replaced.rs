@@ -8,7 +8,12 @@ const QUIET: [(&str, &str); 2] =
     [("index_upkeep_interval_ms", "3600000"), ("index_probe_interval_ms", "0")];
 
 fn measure(top_k: i32) -> pb::MeasureRecallRequest {
-    pb::MeasureRecallRequest { vector_space_id: "s".into(), sample_size: 30, top_k, ..Default::default() }
+    pb::MeasureRecallRequest {
+        vector_space_id: "s".into(),
+        sample_size: 30,
+        top_k,
+        ..Default::default()
+    }
 }
 
 /// Waits until a server searches by an index.
@@ -69,8 +74,18 @@ async fn a_replaced_index_is_no_schema_that_does_not_fit() {
     built(&who, build("s", Method::Hnsw, Codes::Float32)).await;
     let url = url_of(&config_of(&world.database).await);
     let mut served = Served::start(&[
-        "--database-url", &url, "--listen", "127.0.0.1:0", "--metrics-listen", "", "--auth", "none",
-        "--index-upkeep-interval-ms", "3600000", "--index-probe-interval-ms", "0",
+        "--database-url",
+        &url,
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics-listen",
+        "",
+        "--auth",
+        "none",
+        "--index-upkeep-interval-ms",
+        "3600000",
+        "--index-probe-interval-ms",
+        "0",
     ]);
     let late = As::over(served.connect().await);
     by_index(&late).await;
@@ -82,7 +97,8 @@ async fn a_replaced_index_is_no_schema_that_does_not_fit() {
     let owner = world.superuser().await;
     owner.batch_execute("ALTER VIEW wall.embedding_delta RENAME TO elsewhere").await.unwrap();
     for _ in 0..2 {
-        let request = pb::SearchVectorsRequest { query: Some(near("s", &[0.5; 8], 3)), ..Default::default() };
+        let request =
+            pb::SearchVectorsRequest { query: Some(near("s", &[0.5; 8], 3)), ..Default::default() };
         let _ = late.vectors().search_vectors(request).await;
     }
     owner.batch_execute("ALTER VIEW wall.elsewhere RENAME TO embedding_delta").await.unwrap();

@@ -118,7 +118,8 @@ async fn sweeping_goes_on_where_it_stopped() {
         .batch_execute("SET ROLE casebook_app; SET search_path = wall, pg_catalog; SET casebook.tenant = 'default'")
         .await
         .unwrap();
-    let sweep = "SELECT s.* FROM vector_index AS i, LATERAL sweep_vector_index(i.uid, $1, $2, 30) AS s";
+    let sweep =
+        "SELECT s.* FROM vector_index AS i, LATERAL sweep_vector_index(i.uid, $1, $2, 30) AS s";
     let (mut uid, mut digest, mut swept) = (uuid::Uuid::nil(), String::new(), Vec::new());
     loop {
         let row = service.query_one(sweep, &[&uid, &digest]).await.unwrap();

@@ -29,7 +29,12 @@ async fn a_space_is_created_with_the_index_that_it_shall_have() {
     let mut cloud = Cloud::new(20, 8);
     let mut request = wish("s", 8, by(Method::Hnsw));
     let made = ok!(who.spaces().create_vector_space(request.clone())).vector_space.unwrap();
-    let wished = pb::VectorIndex { m: 16, ef_construction: 64, codes: Codes::Float16.into(), ..by(Method::Hnsw) };
+    let wished = pb::VectorIndex {
+        m: 16,
+        ef_construction: 64,
+        codes: Codes::Float16.into(),
+        ..by(Method::Hnsw)
+    };
     assert_eq!(made.index, Some(wished));
     fill(&who, "s", &mut cloud, 0..50).await;
     for _ in 0..1200 {
@@ -63,11 +68,14 @@ async fn a_wish_waits_for_what_it_needs() {
     let who = world.anonymous();
     let owner = world.superuser().await;
     let wanting = async || -> Vec<String> {
-        let rows = owner.query("SELECT id FROM wall.wanting_spaces(10) ORDER BY id", &[]).await.unwrap();
+        let rows =
+            owner.query("SELECT id FROM wall.wanting_spaces(10) ORDER BY id", &[]).await.unwrap();
         rows.iter().map(|row| row.get(0)).collect()
     };
     let mut cloud = Cloud::new(21, 8);
-    for (id, method) in [("graph", Method::Hnsw), ("lists", Method::Ivfflat), ("none", Method::None)] {
+    for (id, method) in
+        [("graph", Method::Hnsw), ("lists", Method::Ivfflat), ("none", Method::None)]
+    {
         let mut request = wish(id, 8, by(method));
         request.vector_space.as_mut().unwrap().index_mode = VectorIndexMode::Auto.into();
         ok!(who.spaces().create_vector_space(request));

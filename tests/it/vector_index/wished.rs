@@ -56,7 +56,8 @@ async fn a_space_is_created_with_the_index_that_it_shall_have() {
     request.vector_space.as_mut().unwrap().index = None;
     ok!(who.spaces().create_vector_space(request));
     let other = pb::CreateVectorSpaceRequest { options, ..wish("s", 8, by(Method::None)) };
-    fails!(who.spaces().create_vector_space(other), AlreadyExists, "ALREADY_EXISTS");
+    let status = fails!(who.spaces().create_vector_space(other), AlreadyExists, "EXISTS_DIFFERENT");
+    assert_eq!(info(&status)["fields"], "index");
     world.close().await;
 }
 

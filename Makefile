@@ -63,11 +63,18 @@ CORPUS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/casebook/corpus-minilm-0.1.0
 corpus: ## Make 20,000 real embeddings of package descriptions, outside of this folder (Debian; minutes, once)
 	python3 scripts/embedding-corpus.py
 
-bench-vectors: postgres corpus ## Measure recall, latency and size of vector indexes on real embeddings
-	$(CARGO) bench --locked --bench vectors -- --corpus $(CORPUS) $(ARGS)
+# Of the suite, what is about vectors.
+NEAREST := search-vectors search-vectors-lone search-tenant search-shared search-writing embedded-ingest
 
-bench-1m: postgres ## The same on 1,000,000 made-up embeddings of 1536 dimensions; takes hours, goes on when interrupted
-	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --dir $(BENCH_DIR) $(ARGS)
+bench-vectors: postgres corpus ## Measure searches by vector, and recall on real embeddings; writes into benches/vectors
+	$(CARGO) bench --locked --bench suite -- $(NEAREST:%=--only %) --out benches/vectors $(ARGS)
+	$(CARGO) bench --locked --bench vectors -- --corpus $(CORPUS) --out benches/vectors/corpus.md
+	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1536 --out benches/vectors/made-1536.md
+	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1024 --out benches/vectors/made-1024.md
+
+bench-1m: postgres ## Recall of 1,000,000 made-up embeddings of 1536 dimensions; half an hour, goes on when interrupted
+	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --dir $(BENCH_DIR) \
+	  --out benches/vectors/made-1m.md $(ARGS)
 
 demo: ## Record 2,000 made-up decisions in the server on 127.0.0.1:50051
 	$(CARGO) run --locked --quiet -- demo $(ARGS)

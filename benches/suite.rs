@@ -70,7 +70,7 @@ struct Arguments {
     /// Three short pairs of everything, to see that it works; writes no results.
     #[arg(long)]
     quick: bool,
-    /// Only this scenario, or these; writes no results.
+    /// Only this scenario, or these; writes no results, unless --out says where.
     #[arg(long, value_name = "NAME", value_parser = scenarios::NAMES)]
     only: Vec<String>,
     /// Pairs of each scenario, at least 9 to be written down.
@@ -79,6 +79,9 @@ struct Arguments {
     /// How long each side of a pair is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// Writes RESULTS.md and results.json into this folder, instead of benches or nowhere.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
     /// Where the database is made for the time being; must be on a disk.
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
@@ -119,13 +122,18 @@ fn run(arguments: &Arguments) -> Result<()> {
         true => measure::Extent { pairs: 3, seconds: 2 },
         false => measure::Extent { pairs: arguments.pairs, seconds: arguments.seconds },
     };
-    let written = !arguments.quick && arguments.only.is_empty();
-    if written && !arguments.bench {
+    let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    let out = match &arguments.out {
+        Some(out) => Some(out.clone()),
+        None if arguments.quick || !arguments.only.is_empty() => None,
+        None => Some(whole),
+    };
+    if out.is_some() && !arguments.bench {
         // `cargo test --all-targets` runs this program, too, and wants no bench.
         println!("bench: run by `cargo bench --bench suite`, or with --quick or --only");
         return Ok(());
     }
-    if written && plan.pairs < 9 {
+    if out.is_some() && plan.pairs < 9 {
         return Err(
             "results are written from 9 pairs on: use --quick or --only to try fewer".into()
         );
@@ -141,11 +149,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     machine.load_average_after = process::load_average();
     let report = report::Report::new(machine, about, plan, outcomes);
     println!("\n{}", report.table());
-    if written {
-        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches"))?;
-        println!("Written to benches/RESULTS.md and benches/results.json.");
+    if let Some(out) = out {
+        std::fs::create_dir_all(&out)?;
+        report.write(&out)?;
+        println!("Written to RESULTS.md and results.json in {}.", out.display());
     } else {
-        println!("Nothing was written: only a whole run of at least 9 pairs is.");
+        println!("Nothing was written: only a whole run is, or one with --out.");
     }
     Ok(())
 }

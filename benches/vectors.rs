@@ -272,6 +272,9 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
         "Of {} searches for {TOP_K} through one client, one after another, warm. Recall is the part of the right answers, which the bench reckons by itself.\n",
         arguments.searches
     ));
+    let now = casebook::store::canonical::rfc3339(std::time::SystemTime::now());
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    say(format!("Taken {now} on {cores} cores.\n"));
     say("| index | filter | recall | p50 ms | p95 ms | p99 ms | exact p50 ms | by index |".into());
     say("|---|---|---|---|---|---|---|---|".into());
     let mut sizes = Vec::new();
@@ -338,6 +341,9 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
         say(size);
     }
     if let Some(path) = &arguments.out {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         std::fs::write(path, out)?;
     }
     Ok(())

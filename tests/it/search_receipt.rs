@@ -194,7 +194,7 @@ async fn a_search_is_the_same_again_whatever_has_happened_since() {
 
 #[tokio::test]
 async fn receipts_are_listed_by_filter_and_in_order() {
-    let (world, open) = guarded(&[]).await;
+    let (world, mut open) = guarded(&[]).await;
     for tenant in ["acme", "other"] {
         open.tenant(tenant).await;
     }
@@ -226,6 +226,7 @@ async fn receipts_are_listed_by_filter_and_in_order() {
     assert!(first.search_receipts.iter().all(|one| one.hits.is_empty() && one.read_at.is_none()));
     let other = open.as_tenant("other");
     assert!(ok!(other.search().list_search_receipts(list(""))).search_receipts.is_empty());
+    open.stop().await;
     world.close().await;
 }
 

@@ -452,8 +452,12 @@ BEGIN
       SELECT u.ctid AS place FROM casebook.embedding_delta AS u
       WHERE u.tenant_id = l.tenant_id AND u.index_uid = l.index_uid LIMIT most) AS g
     WHERE NOT EXISTS (SELECT FROM casebook.vector_index AS i WHERE i.tenant_id = l.tenant_id AND i.uid = l.index_uid)
-    LIMIT most)
-  DELETE FROM casebook.embedding_delta AS u USING gone AS g WHERE u.ctid = g.place;
+    LIMIT most),
+  free AS (
+    -- Whoever else sweeps has the others.
+    SELECT u.ctid AS place FROM casebook.embedding_delta AS u WHERE u.ctid = ANY(ARRAY(SELECT g.place FROM gone AS g))
+    FOR UPDATE SKIP LOCKED)
+  DELETE FROM casebook.embedding_delta AS u USING free AS f WHERE u.ctid = f.place;
   GET DIAGNOSTICS swept = ROW_COUNT;
   RETURN swept;
 END

@@ -2,11 +2,12 @@
 
 use super::caller::Caller;
 use super::child::resolve_back;
+use super::embedding::Embedding;
 use super::facts;
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun, Reference};
-use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
+use super::write::{Applied, Change, Embeddings, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Reason, Result};
 use futures_util::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -538,6 +539,13 @@ impl<T: Noun> Change for Modify<T> {
 
     fn about(&self) -> Vec<(&'static str, &str)> {
         vec![(T::KIND, &self.id)]
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        match T::KIND == Embedding::KIND {
+            true => Embeddings::Written,
+            false => Embeddings::Untouched,
+        }
     }
 
     fn apply<'a>(

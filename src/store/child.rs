@@ -9,10 +9,10 @@ use super::log::{Entry, LogRow};
 use super::noun::{Noun, Reference};
 use super::postgres::read_rows;
 use super::query::Query;
-use super::write::{Applied, Change, Outcome, RowKey, Tx};
+use super::write::{Applied, Change, Embeddings, Outcome, RowKey, Tx};
 use crate::{Error, Result, row};
 use futures_util::future::BoxFuture;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 use uuid::Uuid;
 
@@ -32,6 +32,10 @@ pub trait Child: Noun {
 
 /// A noun that others may belong to.
 pub trait Parent: Noun {
+    /// Whether parts may come without touching it: then it goes in a transaction alone, or the log would not tell which
+    /// of them came first.
+    const PARTS_COME_ALONE: bool = false;
+
     /// Deletes or brings back what belongs to those that were.
     fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
         let _ = (tx, moves);
@@ -187,8 +191,9 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
         T::settle(tx, &mut hidden).await?;
         children.extend(hidden);
     }
+    let by_id: HashMap<&str, &Move<'_>> = moves.iter().map(|m| (m.id, m)).collect();
     for child in &mut children {
-        let Some(parent) = moves.iter().find(|m| m.id == child.parent_id()) else { continue };
+        let Some(parent) = by_id.get(child.parent_id()) else { continue };
         child.meta_mut().delete_time = parent.delete_time;
         advance(child, parent.author, tx.now);
         let action = if parent.delete_time.is_some() { "DELETE" } else { "UNDELETE" };
@@ -196,17 +201,19 @@ pub async fn move_children<T: Child>(tx: &Tx<'_>, moves: &[Move<'_>]) -> Result<
     }
     tx.save_meta(&children).await?;
     resolve_back(tx, children.iter().filter(|child| child.meta().delete_time.is_none())).await?;
-    let with: Vec<Move<'_>> = children
-        .iter()
-        .filter_map(|child| {
-            let parent = moves.iter().find(|m| m.id == child.parent_id())?;
-            Some(Move { id: child.id(), ..*parent })
-        })
-        .collect();
-    let mut embedded = move_embeddings(tx, T::KIND, &with).await?;
-    embedded.hand_up(|id| {
-        children.iter().find(|child| child.id() == id).map(|child| child.parent_id().to_owned())
+    if !T::IDS_OF_TENANT {
+        // An embedding names what it is of by its id alone, and several of these may have that id.
+        return Ok(moved);
+    }
+    let with = children.iter().filter_map(|child| {
+        let parent = by_id.get(child.parent_id())?;
+        Some(Move { id: child.id(), ..**parent })
     });
+    let with: Vec<Move<'_>> = with.collect();
+    let mut embedded = move_embeddings(tx, T::KIND, &with).await?;
+    let parents: HashMap<&str, &str> =
+        children.iter().map(|child| (child.id(), child.parent_id())).collect();
+    embedded.hand_up(|id| parents.get(id).map(|parent| (*parent).to_owned()));
     moved.extend(embedded);
     Ok(moved)
 }
@@ -266,9 +273,12 @@ impl<T: Parent> Change for Hide<T> {
         self.0.about()
     }
 
-    /// Parts and embeddings come without touching it: the log would not tell which of them came first.
     fn is_alone(&self) -> bool {
-        true
+        T::PARTS_COME_ALONE
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::TakenAlong
     }
 
     fn apply<'a>(

@@ -58,6 +58,8 @@ pub static LISTING: Listing = Listing {
 };
 
 impl Parent for Claim {
+    const PARTS_COME_ALONE: bool = true;
+
     fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
         Box::pin(async move {
             let mut moved = child::move_children::<Verification>(tx, moves).await?;

@@ -16,7 +16,7 @@ use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun, Reference};
 use super::vector::{Numbers, keep, keep_new};
 use super::vector_space::VectorSpace;
-use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Tx};
+use super::write::{Applied, Change, Embeddings, Foreseen, Insert, Outcome, RowKey, Tx};
 use crate::{Error, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
 use std::collections::HashSet;
@@ -262,6 +262,10 @@ impl Change for WriteEmbeddings {
         self.rows.iter().map(|row| (Embedding::KIND, row.id.as_str())).collect()
     }
 
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::Written
+    }
+
     fn apply<'a>(
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],
@@ -343,6 +347,10 @@ impl Change for DeleteEmbeddings {
 
     fn about(&self) -> Vec<(&'static str, &str)> {
         self.deletes.iter().map(|delete| (Embedding::KIND, delete.id.as_str())).collect()
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::Written
     }
 
     fn apply<'a>(

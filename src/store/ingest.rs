@@ -11,7 +11,7 @@ use super::embedding::{Embedding, ID_BYTES_MAX, Written, homeless, write_all};
 use super::legal_hold::{self, Leaving};
 use super::log::{Entry, LogRow};
 use super::noun::{Meta, Noun};
-use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
+use super::write::{Applied, Change, Embeddings, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Reason, Result};
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
@@ -43,6 +43,15 @@ pub struct WrittenChunks {
     pub written: usize,
 }
 
+impl WriteChunks {
+    /// Whether chunks may go that it does not name, or that have other ids than those that take their places.
+    fn deletes(&self) -> bool {
+        let chosen_by_server = |row: &Chunk| row.id == row.meta.uid.to_string();
+        self.delete_from_index.is_some()
+            || self.on_conflict == OnConflict::Replace && !self.rows.iter().all(chosen_by_server)
+    }
+}
+
 impl Change for WriteChunks {
     type Answer = WrittenChunks;
 
@@ -52,16 +61,23 @@ impl Change for WriteChunks {
     }
 
     /// An embedding that takes the id of a chunk that is there already: nobody knows yet which that is.
-    /// Nor which chunks go, and their embeddings with them.
+    /// Nor which chunks go, and their embeddings with them, where others come at once.
     fn is_alone(&self) -> bool {
         let chosen_by_server = |row: &Chunk| row.id == row.meta.uid.to_string();
-        let deletes = self.delete_from_index.is_some()
-            || self.on_conflict == OnConflict::Replace && !self.rows.iter().all(chosen_by_server);
+        let deletes = self.deletes() && !self.embeddings.is_empty();
         deletes
             || self.on_conflict != OnConflict::Fail
                 && self.embeddings.iter().any(|given| {
                     given.takes_id && self.rows.get(given.of).is_some_and(chosen_by_server)
                 })
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        match (self.deletes(), self.embeddings.is_empty()) {
+            (true, _) => Embeddings::TakenAlong,
+            (false, false) => Embeddings::Written,
+            (false, true) => Embeddings::Untouched,
+        }
     }
 
     fn size_bytes(&self) -> usize {

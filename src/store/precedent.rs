@@ -117,6 +117,8 @@ queries! { "precedent" {
 } }
 
 impl Parent for Precedent {
+    const PARTS_COME_ALONE: bool = true;
+
     fn move_children<'a>(tx: &'a Tx<'a>, moves: &'a [Move<'a>]) -> BoxFuture<'a, Result<Moved>> {
         Box::pin(async move {
             // A reference that was hidden may have been made again meanwhile. Then it cannot come back.

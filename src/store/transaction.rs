@@ -4,7 +4,7 @@ use super::caller::Caller;
 use super::embedding::{Embedding, own_id};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
-use super::write::{AnyChange, Applied, Change, Outcome, RowKey, Shown, Tx};
+use super::write::{AnyChange, Applied, Change, Embeddings, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
@@ -44,7 +44,16 @@ impl Change for Transaction {
     }
 
     fn is_alone(&self) -> bool {
+        let does = |wanted| {
+            self.steps.iter().any(|step| step.change.does_to_embeddings() == wanted)
+        };
         self.steps.iter().any(|step| step.change.wants_to_be_alone())
+            || does(Embeddings::Written) && does(Embeddings::TakenAlong)
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        let all = self.steps.iter().map(|step| step.change.does_to_embeddings());
+        all.filter(|does| *does != Embeddings::Untouched).next().unwrap_or_default()
     }
 
     fn apply<'a>(

@@ -163,12 +163,13 @@ queries! { "embedding_vector" {
          SELECT n.uid, CASE WHEN (SELECT count(*) FROM live) = cardinality($4::uuid[]) THEN n.digest END, n.vector \
          FROM unnest($1::uuid[], $2::text[], $3::public.halfvec[]) AS n (uid, digest, vector)";
     /// Lists vectors for the indexes of their spaces, which have not got them yet: (embeddings, digests, spaces). It is a
-    /// statement of its own, after the one that holds the spaces: so it sees the indexes that were opened until then.
+    /// statement of its own, after the one that holds the spaces: so it sees the indexes that were opened until then. One
+    /// that is damaged or no use (4, 5) is never searched again.
     /// What is listed already is locked: whoever seals passes it over, and looks at it again when this is committed.
     LIST(Vec<Uuid>, Vec<String>, Vec<Uuid>) -> () =
         "INSERT INTO embedding_delta (index_uid, embedding_uid, digest) SELECT DISTINCT i.uid, u.uid, u.digest \
          FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS u (uid, digest, space_uid) \
-         JOIN vector_index AS i ON i.space_uid = u.space_uid \
+         JOIN vector_index AS i ON i.space_uid = u.space_uid AND i.state NOT IN (4, 5) \
          ON CONFLICT (tenant_id, index_uid, embedding_uid, digest) DO UPDATE SET digest = EXCLUDED.digest";
 } }
 

@@ -93,6 +93,11 @@ pub trait Change: Send + Sync + Sized + 'static {
         false
     }
 
+    /// What it does to embeddings.
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::Untouched
+    }
+
     /// Applies all changes of this kind in one batch and one tenant, in as few statements as there are steps.
     /// The outcomes stand in the order of the changes. An `Err` fails the whole batch.
     fn apply<'a>(
@@ -111,6 +116,25 @@ pub trait Change: Send + Sync + Sized + 'static {
 
     /// The answer again, from the log entries the first call made or showed.
     fn rebuild(&self, entries: &[LogRow]) -> Result<Self::Answer>;
+}
+
+/// What a change does to embeddings. Some go with what they are of, and nobody knows beforehand which: so what takes them
+/// along shares no transaction of a tenant with what writes them, or the log would not tell which came first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Embeddings {
+    #[default]
+    Untouched,
+    /// Writes or deletes those that it names.
+    Written,
+    /// Deletes or brings back those of what it is about.
+    TakenAlong,
+}
+
+impl Embeddings {
+    /// Whether two changes of a tenant may not share a transaction.
+    pub(super) fn is_at_odds_with(self, other: Self) -> bool {
+        self != other && self != Self::Untouched && other != Self::Untouched
+    }
 }
 
 /// One change with who asked for it.
@@ -234,12 +258,14 @@ fn job<C: Change>(
     let size_bytes = change.size_bytes();
     // A rehearsal rolls back, so it shares its transaction with nobody, either.
     let is_alone = options.validate_only || change.is_alone();
+    let embeddings = change.embeddings();
     let job = Job {
         caller,
         options,
         rows,
         size_bytes,
         is_alone,
+        embeddings,
         seed,
         fate,
         change: Box::new(Waiting { change, reply }),
@@ -313,6 +339,7 @@ struct Job {
     rows: Vec<RowKey>,
     size_bytes: usize,
     is_alone: bool,
+    embeddings: Embeddings,
     /// Salts are drawn from it, so that an attempt that runs again writes the same bytes.
     seed: [u8; 32],
     fate: Arc<Fate>,
@@ -359,6 +386,7 @@ pub(super) trait AnyChange: Send + Sync {
     fn bytes(&self) -> usize;
     fn subjects(&self) -> Vec<(&'static str, &str)>;
     fn wants_to_be_alone(&self) -> bool;
+    fn does_to_embeddings(&self) -> Embeddings;
 }
 
 impl<C: Change> AnyChange for C {
@@ -410,6 +438,10 @@ impl<C: Change> AnyChange for C {
 
     fn wants_to_be_alone(&self) -> bool {
         self.is_alone()
+    }
+
+    fn does_to_embeddings(&self) -> Embeddings {
+        self.embeddings()
     }
 }
 

@@ -374,7 +374,7 @@ async fn conditions_do_not_deadlock_batches_of_several_tenants() {
     for tenant in ["a", "b"] {
         world.tenant(tenant).await;
     }
-    // Deletions would go alone. Both lanes are held up, each by a row of its own, so that what is called meanwhile shares batches.
+    // Both lanes are held up, each by a row of its own, so that what is called meanwhile shares batches.
     let mut rows = Vec::new();
     for (tenant, id) in [("default", "r-1"), ("default", "r-2"), ("b", "r-3")] {
         call(&world, tenant, create(id, decision("ALLOW", 0.5))).await.unwrap().unwrap();
@@ -390,14 +390,14 @@ async fn conditions_do_not_deadlock_batches_of_several_tenants() {
     let watch = connect(&config).await;
     let mut held = Vec::new();
     for (id, count) in [("r-1", 1), ("r-2", 2)] {
-        held.push(relabel(&world, "default", id, false));
+        held.push(delete(&world, "default", id, false));
         waiting_writes(&watch, count).await;
     }
 
     // The first batch locks b's log at once, because of the condition, and then waits for a row.
     let first = vec![
         call(&world, "a", create("d-1", decision("ALLOW", 0.5))),
-        relabel(&world, "b", "r-3", true),
+        delete(&world, "b", "r-3", true),
     ];
     queued(&world, 2).await;
     let mut locks = locks.into_iter();
@@ -424,17 +424,9 @@ async fn conditions_do_not_deadlock_batches_of_several_tenants() {
     world.close().await;
 }
 
-fn relabel(world: &World, tenant: &str, id: &str, condition: bool) -> JoinHandle<Answer> {
+fn delete(world: &World, tenant: &str, id: &str, condition: bool) -> JoinHandle<Answer> {
     let mut client = world.as_tenant(tenant).decisions();
-    let mut request = pb::UpdateDecisionRequest {
-        decision: Some(pb::Decision {
-            id: id.into(),
-            labels: crate::help::labels(&[("seen", "yes")]),
-            ..Default::default()
-        }),
-        update_mask: crate::help::mask(&["labels"]),
-        options: None,
-    };
+    let mut request = pb::DeleteDecisionRequest { decision_id: id.into(), ..Default::default() };
     if condition {
         let there =
             pb::ResourceRef { kind: pb::ResourceKind::Decision.into(), id: id.into(), version: 0 };
@@ -442,16 +434,6 @@ fn relabel(world: &World, tenant: &str, id: &str, condition: bool) -> JoinHandle
         let preconditions = vec![pb::Precondition { check }];
         request.options = Some(pb::WriteOptions { preconditions, ..Default::default() });
     }
-    tokio::spawn(async move {
-        let pb::UpdateDecisionResponse { decision, receipt } =
-            client.update_decision(request).await?.into_inner();
-        Ok(pb::CreateDecisionResponse { decision, receipt })
-    })
-}
-
-fn delete(world: &World, id: &str) -> JoinHandle<Answer> {
-    let mut client = world.decisions();
-    let request = pb::DeleteDecisionRequest { decision_id: id.into(), ..Default::default() };
     tokio::spawn(async move {
         let pb::DeleteDecisionResponse { decision, receipt } =
             client.delete_decision(request).await?.into_inner();
@@ -478,14 +460,14 @@ async fn what_comes_back_must_find_its_ids_free() {
         ..Default::default()
     };
     client.create_override(overrule("d-1")).await.unwrap();
-    delete(&world, "d-1").await.unwrap().unwrap();
+    delete(&world, "default", "d-1", false).await.unwrap().unwrap();
     client.create_override(overrule("d-2")).await.expect("the id is free again");
     let back = pb::UndeleteDecisionRequest { decision_id: "d-1".into(), options: None };
     let status = client.undelete_decision(back.clone()).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::AlreadyExists, "EXISTS"));
     assert!(status.message().contains("override \"o-1\""), "{status:?}");
     assert_eq!(client.get_decision(get("d-1")).await.unwrap_err().code(), Code::NotFound);
-    delete(&world, "d-2").await.unwrap().unwrap();
+    delete(&world, "default", "d-2", false).await.unwrap().unwrap();
     client.undelete_decision(back).await.expect("nothing is in its way any more");
     world.close().await;
 }

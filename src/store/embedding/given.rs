@@ -5,7 +5,7 @@ use crate::store::change::{Create, stamp};
 use crate::store::log::{Entry, LogRow};
 use crate::store::noun::Noun;
 use crate::store::vector::Numbers;
-use crate::store::write::{Applied, Change, Foreseen, Outcome, RowKey, Tx};
+use crate::store::write::{Applied, Change, Embeddings, Foreseen, Outcome, RowKey, Tx};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::time::SystemTime;
@@ -68,6 +68,10 @@ impl<T: Noun> Change for CreateEmbedded<T> {
         let mut about = self.create.about();
         about.extend(self.embeddings.iter().map(|given| (Embedding::KIND, given.row.id.as_str())));
         about
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::Written
     }
 
     fn apply<'a>(

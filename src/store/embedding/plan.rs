@@ -19,7 +19,7 @@ const KEPT_MAX: usize = 4_096;
 
 /// What a step costs, in microseconds: a point of an index with its embedding, an embedding that the filter leaves with
 /// its vector, and one that it does not leave.
-const POINT_US: f64 = 10.0;
+const POINT_US: f64 = 15.0;
 const VECTOR_US: f64 = 8.0;
 const ROW_US: f64 = 0.5;
 

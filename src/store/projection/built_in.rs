@@ -9,7 +9,7 @@ use crate::store::noun::Noun;
 use crate::store::snapshot::Snapshot;
 use crate::store::vector::{Numbers, f32_le, keep};
 use crate::store::vector_space::{FLOAT16, VectorSpace};
-use crate::store::write::{Applied, Change, Outcome, RowKey, Tx};
+use crate::store::write::{Applied, Change, Embeddings, Outcome, RowKey, Tx};
 use crate::{Error, Reason, Result, queries, row};
 use futures_util::future::BoxFuture;
 use half::f16;
@@ -189,6 +189,10 @@ impl Change for SyncEmbeddings {
 
     fn about(&self) -> Vec<(&'static str, &str)> {
         self.0.about()
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::Written
     }
 
     fn apply<'a>(

@@ -2,7 +2,7 @@
 
 use super::attempt::{Attempted, Verdict, attempt};
 use super::foresight::Foresight;
-use super::{Batch, Job, RowKey};
+use super::{Batch, Embeddings, Job, RowKey};
 use crate::store::backend::{Backend, Op};
 use crate::store::pace::{HOLD_MAX, Lanes};
 use crate::store::postgres::Lane;
@@ -376,6 +376,7 @@ impl State {
         let mut size_bytes = 0;
         let mut held: HashMap<Arc<str>, VecDeque<Job>> = HashMap::new();
         let mut wanted: HashSet<RowKey> = HashSet::new();
+        let mut embeddings: HashMap<Arc<str>, Embeddings> = HashMap::new();
         let mut next: Option<Arc<str>> = None;
         while let Some(tenant) = self.turns.pop_front() {
             let Some(queue) = self.queues.get_mut(&tenant) else { continue };
@@ -387,7 +388,9 @@ impl State {
             let blocked =
                 job.rows.iter().any(|row| self.busy.contains(row) || wanted.contains(row));
             let alone = job.is_alone;
-            if blocked || (alone && !batch.is_empty()) {
+            let at_odds = embeddings.get(&tenant);
+            let at_odds = at_odds.is_some_and(|others| job.embeddings.is_at_odds_with(*others));
+            if blocked || at_odds || (alone && !batch.is_empty()) {
                 if !blocked {
                     next.get_or_insert_with(|| Arc::clone(&tenant));
                 }
@@ -417,6 +420,9 @@ impl State {
             }
             size_bytes += job.size_bytes;
             self.busy.extend(job.rows.iter().copied());
+            if job.embeddings != Embeddings::Untouched {
+                embeddings.insert(Arc::clone(&job.caller.tenant), job.embeddings);
+            }
             batch.push(job);
             if alone {
                 break;

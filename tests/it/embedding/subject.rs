@@ -216,3 +216,57 @@ async fn what_comes_back_is_found_by_an_index() {
     drop(owner);
     world.close().await;
 }
+
+/// Critic outputs have ids of their decision's, and an embedding names what it is of by the id alone.
+#[tokio::test]
+async fn an_embedding_of_a_critic_output_stays() {
+    let (world, who) = filled().await;
+    for id in ["d-1", "d-2"] {
+        let decision = pb::Decision {
+            critic_outputs: vec![critic("ethics", "ethics", "ALLOW", 0.5)],
+            ..crate::world::decision("ALLOW", 0.5)
+        };
+        ok!(who.decisions().create_decision(crate::world::create(id, decision)));
+    }
+    let given = of(ResourceKind::CriticOutput, "ethics", "of-ethics", 9.0);
+    ok!(who.vectors().upsert_embedding(upsert("s", given)));
+    ok!(who.decisions().delete_decision(crate::help::delete("d-1")));
+    assert_eq!(all(&who).await.last().unwrap(), "of-ethics");
+    world.close().await;
+}
+
+/// What takes embeddings along and what writes them meet in batches, where the log must tell them in the order in which
+/// they were done.
+#[tokio::test]
+async fn what_goes_and_what_is_written_at_once_stand_in_order() {
+    let (world, who) = filled().await;
+    let mut calls = Vec::new();
+    for round in 0..40 {
+        for (n, id) in ["doc", "doc2", "doc3", "doc4"].into_iter().enumerate() {
+            let (who, kind) = (who.clone(), ResourceKind::Document);
+            let given = of(kind, id, &format!("of-{id}"), 10.0 + round as f32);
+            calls.push(tokio::spawn(async move {
+                // Whatever becomes of each: others are faster or slower.
+                match (round + n) % 4 {
+                    0 => drop(who.documents().create_document(file(id)).await),
+                    1 => drop(who.documents().delete_document(gone(id)).await),
+                    2 => drop(who.documents().undelete_document(back(id)).await),
+                    _ => drop(who.vectors().upsert_embedding(upsert("s", given)).await),
+                }
+            }));
+        }
+    }
+    for call in calls {
+        call.await.unwrap();
+    }
+    let owner = world.superuser().await;
+    let disorder = "SELECT count(*) FROM (SELECT version, row_number() OVER (PARTITION BY uid ORDER BY seq) AS place \
+                    FROM casebook.log WHERE kind = 'embedding') AS l WHERE version <> place";
+    let count: i64 = owner.query_one(disorder, &[]).await.unwrap().get(0);
+    assert_eq!(count, 0);
+    let many = "SELECT count(*) FROM casebook.log WHERE kind = 'embedding' AND action IN ('DELETE', 'UNDELETE')";
+    let count: i64 = owner.query_one(many, &[]).await.unwrap().get(0);
+    assert!(count > 0, "nothing was taken along");
+    drop(owner);
+    world.close().await;
+}

@@ -6,9 +6,12 @@
 #![allow(clippy::print_stdout)]
 
 use casebook::config::Config;
+use casebook::embedded::{Embedded, Options};
 use casebook::pb;
 use casebook::pb::vector_index::{Codes, Method};
 use casebook::server::{Database, Server};
+use casebook::store::migrate::Migrator;
+use casebook::store::postgres::SERVICE_ROLE;
 use clap::Parser;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -16,6 +19,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio_postgres::config::Host;
 use tonic::transport::Channel;
 
 #[global_allocator]
@@ -88,10 +92,11 @@ fn main() -> ExitCode {
 /// Where vectors come from: row n is the same in every run.
 enum Source {
     Real { vectors: Vec<f32>, queries: Vec<f32>, dimensions: usize },
-    Made { centres: Vec<Vec<f32>>, rows: usize, dimensions: usize },
+    Made { shape: Shape, rows: usize, dimensions: usize },
 }
 
-const CENTRES: usize = 1000;
+/// Embeddings of a cluster.
+const CLUSTER_ROWS: usize = 1000;
 
 impl Source {
     fn new(arguments: &Arguments) -> Result<Self> {
@@ -107,11 +112,8 @@ impl Source {
             let queries = numbers(&folder.join("queries.f32"))?;
             return Ok(Self::Real { vectors, queries, dimensions });
         }
-        let mut dice = StdRng::seed_from_u64(1);
-        let centres = (0..CENTRES)
-            .map(|_| (0..arguments.dimensions).map(|_| normal(&mut dice)).collect())
-            .collect();
-        Ok(Self::Made { centres, rows: arguments.rows, dimensions: arguments.dimensions })
+        let shape = Shape::new(arguments.rows / CLUSTER_ROWS, arguments.dimensions);
+        Ok(Self::Made { shape, rows: arguments.rows, dimensions: arguments.dimensions })
     }
 
     fn dimensions(&self) -> usize {
@@ -132,7 +134,7 @@ impl Source {
             Self::Real { vectors, dimensions, .. } => {
                 vectors[n * dimensions..(n + 1) * dimensions].to_vec()
             }
-            Self::Made { centres, .. } => made(centres, n as u64),
+            Self::Made { shape, .. } => shape.point(n as u64),
         }
     }
 
@@ -142,7 +144,7 @@ impl Source {
                 let n = n % (queries.len() / dimensions);
                 queries[n * dimensions..(n + 1) * dimensions].to_vec()
             }
-            Self::Made { centres, .. } => made(centres, (1 << 40) + n as u64),
+            Self::Made { shape, .. } => shape.point((1 << 40) + n as u64),
         }
     }
 }
@@ -156,11 +158,44 @@ fn find_number(value: &serde_json::Value, key: &str) -> Option<u64> {
     }
 }
 
-/// Around one of the centres, as far as the centres' own length: neighbours are near, and not all alike.
-fn made(centres: &[Vec<f32>], n: u64) -> Vec<f32> {
-    let mut dice = StdRng::seed_from_u64(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 7);
-    let centre = &centres[dice.random_range(0..centres.len())];
-    centre.iter().map(|x| x + 0.8 * normal(&mut dice)).collect()
+/// Made-up embeddings that lie as those of a model do: in clusters, and within a cluster along a few directions, with a
+/// little noise in all. Where all dimensions are independent, neighbours are hardly nearer than any other point of their
+/// cluster, which no search by codes can tell apart and no model makes.
+struct Shape {
+    centres: Vec<Vec<f32>>,
+    directions: Vec<Vec<f32>>,
+}
+
+/// How many directions there are, and how many of them a cluster has.
+const DIRECTIONS: usize = 256;
+const OF_CLUSTER: usize = 24;
+
+impl Shape {
+    fn new(clusters: usize, dimensions: usize) -> Self {
+        let mut dice = StdRng::seed_from_u64(1);
+        let mut some = |count: usize| -> Vec<Vec<f32>> {
+            (0..count).map(|_| (0..dimensions).map(|_| normal(&mut dice)).collect()).collect()
+        };
+        Self { centres: some(clusters.max(1)), directions: some(DIRECTIONS) }
+    }
+
+    fn point(&self, n: u64) -> Vec<f32> {
+        let mut dice = StdRng::seed_from_u64(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 7);
+        let cluster = dice.random_range(0..self.centres.len());
+        let mut point = self.centres[cluster].clone();
+        for n in 0..OF_CLUSTER {
+            let direction = &self.directions[(cluster * 31 + n * 7) % DIRECTIONS];
+            // All of them together about as long as the centre.
+            let length = normal(&mut dice) / (OF_CLUSTER as f32).sqrt();
+            for (value, along) in point.iter_mut().zip(direction) {
+                *value += length * along;
+            }
+        }
+        for value in &mut point {
+            *value += 0.1 * (dice.random_range(-1.0_f32..1.0) + dice.random_range(-1.0_f32..1.0));
+        }
+        point
+    }
 }
 
 /// About normal: the sum of twelve even ones.
@@ -201,12 +236,42 @@ async fn run(arguments: &Arguments) -> Result<()> {
         }
     };
     std::fs::create_dir_all(folder.path())?;
-    let data = folder.path().join("data").display().to_string();
+    let embedded = Embedded::start(Options {
+        data_dir: folder.path().join("data"),
+        bin_dir: std::env::var_os("CASEBOOK_POSTGRES_BIN").map(Into::into),
+        search: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(".postgres")],
+        settings: SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        start_timeout: Duration::from_secs(60),
+    })
+    .await?;
+    let mut migrator = Migrator::connect(&embedded.config()).await?;
+    migrator.up().await?;
+    migrator.let_service_log_in().await?;
+    drop(migrator);
+    let measured = served(arguments, &source, &embedded).await;
+    embedded.stop().await?;
+    measured
+}
+
+/// As a server has them that is to search so many vectors, beside the defaults of an embedded one.
+const SETTINGS: [(&str, &str); 3] =
+    [("shared_buffers", "4GB"), ("max_wal_size", "4GB"), ("max_connections", "200")];
+
+async fn served(arguments: &Arguments, source: &Source, embedded: &Embedded) -> Result<()> {
+    let config = embedded.config();
+    let Some(Host::Unix(socket)) = config.get_hosts().first() else {
+        return Err("the embedded PostgreSQL has no socket".into());
+    };
+    let url =
+        |user: &str| format!("postgresql://{user}@/casebook?host={}&port=5432", socket.display());
+    let (service, owner) = (url(SERVICE_ROLE), url("postgres"));
     let memory = arguments.build_memory_bytes.to_string();
     let flags = [
-        ("data_dir", data.as_str()),
+        ("database_url", service.as_str()),
+        ("owner_database_url", owner.as_str()),
         ("listen", "127.0.0.1:0"),
         ("metrics_listen", ""),
+        ("auth", "none"),
         ("log_filter", "warn"),
         ("index_build_memory_bytes", &memory),
         ("index_probe_interval_ms", "0"),
@@ -218,7 +283,6 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let flags = flags.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let config = Config::load(None, Vec::new(), flags).map_err(|error| error.to_string())?;
     let database = Database::open(&config).await?;
-    database.migrate().await?;
     let server = Server::bind(config, &database).await?;
     let address = server.address();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -226,7 +290,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         let _ = stopped.await;
     }));
     let measured = tokio::select! {
-        measured = measure(arguments, &source, &address) => measured,
+        measured = measure(arguments, source, &address) => measured,
         _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
     };
     let _ = stop.send(());
@@ -264,7 +328,11 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
     };
     let what = match source {
         Source::Real { .. } => "real embeddings".to_owned(),
-        Source::Made { .. } => format!("made-up embeddings around {CENTRES} centres"),
+        Source::Made { .. } => {
+            format!(
+                "made-up embeddings, {CLUSTER_ROWS} around each centre along {OF_CLUSTER} directions"
+            )
+        }
     };
     let rows = source.rows();
     say(format!("# {rows} {what}, {} dimensions, COSINE\n", source.dimensions()));
@@ -274,7 +342,8 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
     ));
     let now = casebook::store::canonical::rfc3339(std::time::SystemTime::now());
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    say(format!("Taken {now} on {cores} cores.\n"));
+    let settings = SETTINGS.map(|(name, value)| format!("{name} = {value}")).join(", ");
+    say(format!("Taken {now} on {cores} cores, {settings}.\n"));
     say("| index | filter | recall | p50 ms | p95 ms | p99 ms | exact p50 ms | by index |".into());
     say("|---|---|---|---|---|---|---|---|".into());
     let mut sizes = Vec::new();

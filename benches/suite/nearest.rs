@@ -145,9 +145,9 @@ pub async fn fill(address: &str) -> Result<()> {
 /// The embeddings again in one table that a hundred tenants share, with the index that pgvector's manual shows.
 pub const SHARED: &str = "
 CREATE TABLE raw.shared (tenant_id int NOT NULL, embedding public.vector(1536) NOT NULL);
-INSERT INTO raw.shared SELECT substr(e.id, 2)::int / 200, x.vector FROM casebook.embedding AS e
+INSERT INTO raw.shared SELECT substr(e.embedding_id, 2)::int / 200, x.vector FROM casebook.embedding AS e
 JOIN casebook.embedding_vector AS x ON x.tenant_id = e.tenant_id AND x.embedding_uid = e.uid
-WHERE e.tenant_id = 'default' AND e.id LIKE 'e%';
+WHERE e.tenant_id = 'default' AND e.embedding_id LIKE 'e%';
 SET maintenance_work_mem = '1GB';
 CREATE INDEX ON raw.shared USING hnsw (embedding public.vector_cosine_ops);
 ANALYZE raw.shared";

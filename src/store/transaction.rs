@@ -44,16 +44,15 @@ impl Change for Transaction {
     }
 
     fn is_alone(&self) -> bool {
-        let does = |wanted| {
-            self.steps.iter().any(|step| step.change.does_to_embeddings() == wanted)
-        };
+        let does =
+            |wanted| self.steps.iter().any(|step| step.change.does_to_embeddings() == wanted);
         self.steps.iter().any(|step| step.change.wants_to_be_alone())
             || does(Embeddings::Written) && does(Embeddings::TakenAlong)
     }
 
     fn embeddings(&self) -> Embeddings {
-        let all = self.steps.iter().map(|step| step.change.does_to_embeddings());
-        all.filter(|does| *does != Embeddings::Untouched).next().unwrap_or_default()
+        let mut all = self.steps.iter().map(|step| step.change.does_to_embeddings());
+        all.find(|does| *does != Embeddings::Untouched).unwrap_or_default()
     }
 
     fn apply<'a>(

@@ -1,9 +1,9 @@
 //! Indexes that spaces are created with.
 
 use super::*;
-use std::time::Duration;
 use pb::VectorIndexMode;
 use pb::get_vector_space_stats_response::index_state::State;
+use std::time::Duration;
 
 fn wish(id: &str, dimensions: i32, index: pb::VectorIndex) -> pb::CreateVectorSpaceRequest {
     pb::CreateVectorSpaceRequest {

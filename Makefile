@@ -1,6 +1,6 @@
-# Needs Rust, Python 3 with pip, and make. `make help` lists the targets.
+# Needs Rust, Python 3.10 or newer with pip, and make. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint deny proto bench bench-vectors bench-1m corpus demo postgres tools
+.PHONY: help run test test-s3 check fmt lint deny proto bench bench-vectors bench-1m corpus demo postgres tools moto
 
 # dev is quick to build; release serves faster and takes minutes to build.
 PROFILE ?= dev
@@ -16,8 +16,18 @@ run: postgres ## Build and serve on 127.0.0.1:50051 with an embedded PostgreSQL 
 	$(CARGO) build --locked --profile $(PROFILE) --bin casebook
 	exec target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/casebook serve $(ARGS)
 
-test: postgres tools ## Run every test; CASEBOOK_TEST_DATABASE_URL names a PostgreSQL to use instead of a private one
+test: postgres tools moto ## Run every test; CASEBOOK_TEST_DATABASE_URL names a PostgreSQL to use instead of a private one
 	$(CARGO) test --locked $(ARGS)
+
+# Where its data is while it runs; what a run that was killed left behind is stopped and removed first.
+RGW_DIR ?= target/rgw
+
+test-s3: postgres ## Run the tests of object stores against Ceph's gateway, if Debian's packages of it are installed
+	scripts/start-rgw.sh --stop $(RGW_DIR) && rm -rf $(RGW_DIR)
+	@url=$$(scripts/start-rgw.sh $(RGW_DIR)) || exit 1; \
+	trap 'scripts/start-rgw.sh --stop $(RGW_DIR); rm -rf $(RGW_DIR)' EXIT; trap 'exit 1' HUP INT TERM; \
+	echo "$(CARGO) test --locked --test it -- s3:: $(ARGS)"; \
+	CASEBOOK_TEST_S3_URL=$$url $(CARGO) test --locked --test it -- s3:: $(ARGS)
 
 check: fmt lint proto deny ## Everything that is checked without running: formatting, lints, protocol, dependencies
 
@@ -73,7 +83,7 @@ bench-vectors: postgres corpus ## Measure searches by vector, and recall on real
 	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1024 --out benches/vectors/made-1024.md
 
 bench-1m: postgres ## Recall of 1,000,000 made-up embeddings of 1536 dimensions; half an hour, goes on when interrupted
-	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --dir $(BENCH_DIR) \
+	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --exact-searches 3 --dir $(BENCH_DIR) \
 	  --out benches/vectors/made-1m.md $(ARGS)
 
 demo: ## Record 2,000 made-up decisions in the server on 127.0.0.1:50051
@@ -81,6 +91,12 @@ demo: ## Record 2,000 made-up decisions in the server on 127.0.0.1:50051
 
 postgres: ## Fetch PostgreSQL with pgvector into .postgres, unless the machine has one
 	scripts/fetch-postgres.sh
+
+moto: ## Fetch moto, a server of S3 for tests, outside of this folder, unless CASEBOOK_TEST_S3_URL names another or none
+	@case "$$CASEBOOK_TEST_S3_URL" in \
+	'') scripts/start-moto.sh --install ;; \
+	none) echo "tests that need S3 are left out, because CASEBOOK_TEST_S3_URL is none" ;; \
+	esac
 
 tools: ## Fetch buf, grpcurl and Python's gRPC packages into .tools
 	scripts/fetch-tools.sh

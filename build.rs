@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("descriptor_set.bin"), files.encode_to_vec())?;
     let mut prost = tonic_prost_build::Config::new();
     prost.enable_type_names();
-    prost.extern_path(".google.protobuf.Struct", "crate::rpc::object::Object");
+    prost.extern_path(".google.protobuf.Struct", "crate::rpc::json_object::Object");
     let tonic = tonic_prost_build::configure().bytes(".").btree_map(".");
     tonic.compile_fds_with_config(files, prost)?;
     Ok(())

@@ -4,6 +4,8 @@
 // What it has measured is its output.
 #![allow(clippy::print_stdout)]
 
+#[path = "suite/blobs.rs"]
+mod blobs;
 #[path = "suite/bulk.rs"]
 mod bulk;
 #[path = "suite/database.rs"]

@@ -46,6 +46,9 @@ struct Arguments {
     /// Searches of each measurement.
     #[arg(long, default_value_t = 200)]
     searches: usize,
+    /// Searches of each measurement that look at every embedding, which takes long where there are many.
+    #[arg(long, default_value_t = 10)]
+    exact_searches: usize,
     /// Candidates to re-rank; 0 is the server's choice.
     #[arg(long, default_value_t = 0)]
     candidates: i32,
@@ -394,7 +397,7 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
             ));
         }
         for ((name, filter), truth) in FILTERS.into_iter().chain([RARE]).zip(&truths) {
-            let few = EXACT_SEARCHES.min(arguments.searches);
+            let few = arguments.exact_searches.min(arguments.searches);
             let exact = search(arguments, source, &mut vectors, filter, Some(few), kind).await?;
             if recall(truth, &exact) < 1.0 {
                 return Err(format!("exact searches by {filter:?} are not exact").into());
@@ -578,9 +581,6 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// Which embeddings FILTERS and RARE leave: one in so many.
 const PARTS: [usize; 5] = [1, 2, 10, 100, 1000];
-
-/// Searches through the server that look at every embedding, which takes long where there are many.
-const EXACT_SEARCHES: usize = 10;
 
 /// As many as given look at every embedding; else all are made as the server likes.
 async fn search(

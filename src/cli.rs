@@ -45,6 +45,7 @@ pub enum Command {
     Import(Import),
     Demo(Demo),
     Health(Health),
+    Key(KeyCommand),
     Config(ConfigCommand),
 }
 
@@ -145,6 +146,12 @@ pub struct Health {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyCommand {
+    Generate,
+    Rotate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigCommand {
     Print { redacted: bool },
     List,
@@ -219,6 +226,8 @@ fn read(path: &[&str], leaf: &ArgMatches) -> Option<Command> {
             address: text("address"),
             service: text("service").unwrap_or_default(),
         }),
+        ["key", "generate"] => Command::Key(KeyCommand::Generate),
+        ["key", "rotate"] => Command::Key(KeyCommand::Rotate),
         ["config", "print"] => {
             Command::Config(ConfigCommand::Print { redacted: leaf.get_flag("redacted") })
         }
@@ -284,6 +293,7 @@ pub fn command() -> Clap {
         .subcommand(transfer::import())
         .subcommand(demo())
         .subcommand(health())
+        .subcommand(key())
         .subcommand(config())
 }
 
@@ -434,6 +444,18 @@ fn health() -> Clap {
         )
 }
 
+fn key() -> Clap {
+    group("key", "Make keys that encrypt blobs", manual::KEY)
+        .after_help(manual::KEY_EXAMPLES)
+        .subcommand(Clap::new("generate").about("Print a new key, as a line of blob_key_file"))
+        .subcommand(
+            Clap::new("rotate")
+                .about("Wrap the keys of all blobs by the first key of blob_key_file")
+                .args(database_flags())
+                .args(key_flags()),
+        )
+}
+
 fn config() -> Clap {
     group("config", "Show the configuration", manual::CONFIG)
         .after_help(manual::CONFIG_EXAMPLES)
@@ -513,9 +535,18 @@ fn database_flags() -> impl Iterator<Item = Arg> {
         "log_format",
         "log_filter",
     ];
+    flags(NAMES)
+}
+
+/// Where the keys of blobs are.
+fn key_flags() -> impl Iterator<Item = Arg> {
+    flags(&["blob_key_file", "blob_key"])
+}
+
+fn flags(names: &'static [&str]) -> impl Iterator<Item = Arg> {
     SETTINGS
         .iter()
-        .filter(|setting| NAMES.contains(&setting.name))
+        .filter(|setting| names.contains(&setting.name))
         .map(|setting| setting_flag(setting).help_heading("Settings").global(true))
 }
 

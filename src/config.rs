@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod blob_url;
 pub mod limits;
 mod older;
 mod settings;
@@ -20,6 +21,7 @@ mod tests;
 mod url;
 mod values;
 
+pub use blob_url::BlobUrl;
 pub use limits::Limit;
 pub use older::{OLDER, Older};
 pub use settings::{Config, DefaultValue, Group, Kind, SETTINGS, Setting};
@@ -122,12 +124,35 @@ impl Config {
                 self.said("listen"),
             ));
         }
+        if let Some((url, feature)) =
+            self.blob_store_url.as_ref().and_then(|url| Some((url, url.needs()?)))
+        {
+            problems.push(format!(
+                "blob_store_url = {url} ({}) needs a build with the cargo feature {feature}, and this one is without it.",
+                self.said("blob_store_url"),
+            ));
+        }
+        let is_s3 = matches!(self.blob_store_url, Some(BlobUrl::S3 { .. }));
+        if is_s3 && self.s3_access_key_id.is_some() != self.s3_secret_access_key.is_some() {
+            problems.push(
+                "s3_access_key_id and s3_secret_access_key belong together: set both, or neither."
+                    .into(),
+            );
+        }
+        if self.blob_key.is_some() && self.blob_key_file.is_some() {
+            problems.push(format!(
+                "blob_key ({}) and blob_key_file ({}) are both set: keep all keys in one place.",
+                self.said("blob_key"),
+                self.said("blob_key_file"),
+            ));
+        }
         for (low, high) in [
             ("pool_min_idle", "pool_max_size"),
             ("page_size_default", "page_size_max"),
             ("deadline_default_ms", "deadline_max_ms"),
             ("message_in_max_bytes", "batch_message_in_max_bytes"),
             ("retry_base_ms", "retry_max_ms"),
+            ("blob_part_bytes", "blob_in_flight_bytes"),
         ] {
             if let (Some(a), Some(b)) = (self.number(low), self.number(high))
                 && a > b
@@ -191,6 +216,20 @@ fn derive(layers: &mut Layers) {
     } else {
         layers.derive("migrate_on_start", Some("false"), "database_url is set");
     }
+    if embedded {
+        let data_dir = layers.text("data_dir").unwrap_or(DATA_DIR);
+        // A URL has no relative paths.
+        let blobs = std::path::absolute(Path::new(data_dir).join("blobs"));
+        if let Ok(Some(blobs)) = blobs.map(|path| path.to_str().map(str::to_owned)) {
+            let url = format!("file://{blobs}");
+            layers.derive("blob_store_url", Some(&url), "beside the embedded PostgreSQL");
+        }
+    }
+    if layers.text("s3_endpoint").is_some() {
+        layers.derive("s3_path_style", Some("true"), "s3_endpoint is set");
+    } else {
+        layers.derive("s3_path_style", Some("false"), "s3_endpoint is not set");
+    }
     if std::io::stderr().is_terminal() {
         layers.derive("log_format", Some("pretty"), "standard error is a terminal");
     } else {
@@ -205,6 +244,9 @@ fn derive(layers: &mut Layers) {
 pub fn worker_threads_default() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2).max(1)
 }
+
+/// Where the embedded PostgreSQL is when nobody says.
+pub(crate) const DATA_DIR: &str = "./casebook-data";
 
 /// Articles 19 and 26(6): at least six months.
 const AUDIT_KEEP_DAYS: u64 = 183;

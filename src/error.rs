@@ -38,12 +38,17 @@ reasons! {
     RevisionExpired = "REVISION_EXPIRED",
     RequestIdReused = "REQUEST_ID_REUSED",
     DuplicateInBatch = "DUPLICATE_IN_BATCH",
+    HeaderRequired = "HEADER_REQUIRED",
+    DigestMismatch = "DIGEST_MISMATCH",
+    SizeMismatch = "SIZE_MISMATCH",
+    WrongOffset = "WRONG_OFFSET",
     Exists = "EXISTS",
     ExistsDifferent = "EXISTS_DIFFERENT",
     NotFound = "NOT_FOUND",
     EtagMismatch = "ETAG_MISMATCH",
     PreconditionFailed = "PRECONDITION_FAILED",
     ReferenceMissing = "REFERENCE_MISSING",
+    Referenced = "REFERENCED",
     OnHold = "ON_HOLD",
     RetentionFloor = "RETENTION_FLOOR",
     SearchInvalid = "SEARCH_INVALID",
@@ -62,6 +67,8 @@ reasons! {
     RoleMissing = "ROLE_MISSING",
     TenantMismatch = "TENANT_MISMATCH",
     MessageTooLarge = "MESSAGE_TOO_LARGE",
+    BlobTooLarge = "BLOB_TOO_LARGE",
+    BlobCorrupt = "BLOB_CORRUPT",
     PoolTimeout = "POOL_TIMEOUT",
     Overloaded = "OVERLOADED",
     SerializationFailure = "SERIALIZATION_FAILURE",
@@ -72,6 +79,13 @@ reasons! {
     Unimplemented = "UNIMPLEMENTED",
     ShuttingDown = "SHUTTING_DOWN",
     NotConfigured = "NOT_CONFIGURED",
+    BlobEncrypted = "BLOB_ENCRYPTED",
+    NotSignable = "NOT_SIGNABLE",
+    UploadExpired = "UPLOAD_EXPIRED",
+    UploadIncomplete = "UPLOAD_INCOMPLETE",
+    UploadCompleted = "UPLOAD_COMPLETED",
+    TooManyUploads = "TOO_MANY_UPLOADS",
+    ChecksumMismatch = "CHECKSUM_MISMATCH",
 }
 
 /// One field of a request that is wrong, and how.
@@ -115,6 +129,15 @@ pub enum Error {
     /// Come back later, or send less.
     #[error("{message}")]
     Exhausted { reason: Reason, message: String, retry_after: Option<Duration> },
+    /// Send less: the blob is larger than the server takes.
+    #[error("the blob is larger than {limit_bytes} bytes")]
+    TooLarge { limit_bytes: u64 },
+    /// Ask for what is there.
+    #[error("{message}")]
+    OutOfRange { message: String, metadata: (&'static str, i64) },
+    /// Bring it back from elsewhere: what is kept is not what was given.
+    #[error("{message}")]
+    DataLoss { reason: Reason, message: String, metadata: Vec<(&'static str, String)> },
     /// Try again: concurrent transactions conflicted and nothing was committed.
     #[error("concurrent transactions kept conflicting; nothing was written")]
     Conflict(#[source] Cause),
@@ -198,7 +221,10 @@ impl Error {
             | Self::Refused { reason, .. }
             | Self::Unauthenticated { reason, .. }
             | Self::Forbidden { reason, .. }
-            | Self::Exhausted { reason, .. } => *reason,
+            | Self::Exhausted { reason, .. }
+            | Self::DataLoss { reason, .. } => *reason,
+            Self::TooLarge { .. } => Reason::BlobTooLarge,
+            Self::OutOfRange { .. } => Reason::WrongOffset,
             Self::NotFound { .. } => Reason::NotFound,
             Self::Expired(_) => Reason::RevisionExpired,
             Self::Taken { fields, .. } if fields.is_empty() => Reason::Exists,

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use casebook::cli::{self, Audit, Command, ConfigCommand, Invocation, exit};
+use casebook::cli::{self, Audit, Command, ConfigCommand, Invocation, KeyCommand, exit};
 use casebook::config::{self, Client, Config};
 use casebook::demo;
 use casebook::error::Error;
@@ -13,11 +13,13 @@ use casebook::pb::health::HealthCheckRequest;
 use casebook::pb::health::health_check_response::ServingStatus;
 use casebook::pb::health::health_client::HealthClient;
 use casebook::rpc::api_token::{mint, revoke};
-use casebook::server::{Database, Server, program, store_settings};
+use casebook::server::{Database, Server, blob_keys, program, store_settings};
 use casebook::store::Store;
 use casebook::store::api_token::{self, ApiToken};
+use casebook::store::blob::rotate::Rotated;
 use casebook::store::caller::{Role, SYSTEM_TENANT};
 use casebook::store::change::{Create, OnConflict};
+use casebook::store::envelope::{self, KeySource};
 use casebook::store::filter::Field;
 use casebook::store::list::{ListQuery, Listing, Order};
 use casebook::store::log::hex;
@@ -92,6 +94,11 @@ fn main() -> ExitCode {
 fn start(invocation: Invocation) -> Result<u8, Failure> {
     let Invocation { config_file, env_file, flags, command } = invocation;
     match command {
+        Command::Key(KeyCommand::Generate) => {
+            let line = envelope::keys::generate();
+            print(&line.map_err(|error| Failure(exit::FAILED, error.to_string()))?);
+            return Ok(exit::OK);
+        }
         Command::Config(ConfigCommand::List) => {
             print(&config::list());
             return Ok(exit::OK);
@@ -155,8 +162,16 @@ async fn run(command: Command, config: Config) -> Result<u8, Failure> {
         Command::Tenant(command) => {
             with_store(&config, async |store| tenants(store, command).await).await
         }
+        Command::Key(KeyCommand::Rotate) => {
+            let keys = blob_keys(&config)?;
+            let keys = keys.ok_or_else(|| {
+                Failure(exit::USAGE, "set --blob-key-file or --blob-key to rotate keys".into())
+            })?;
+            with_store(&config, async |store| rotate_keys(store, &*keys).await).await
+        }
         // Done above.
         Command::Config(_)
+        | Command::Key(KeyCommand::Generate)
         | Command::Audit(_)
         | Command::Export(_)
         | Command::Import(_)
@@ -294,6 +309,46 @@ async fn migrate(database: &Database, command: cli::Migrate) -> Result<u8, Failu
         }
     }
     Ok(exit::OK)
+}
+
+async fn rotate_keys(store: &Store, keys: &dyn KeySource) -> Result<u8, Failure> {
+    let caller = |tenant: &str| program(tenant, "cli", "casebook/key rotate");
+    let is_watched = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let told = |so_far: &Rotated| {
+        if is_watched {
+            eprint!("\r\x1b[K{} blobs", so_far.rewrapped + so_far.passed_over);
+        }
+    };
+    let rotated = store.rotate_keys(keys, caller, told).await;
+    if is_watched {
+        eprintln!();
+    }
+    let Rotated { rewrapped, passed_over, unknown, damaged, parts } = rotated?;
+    print(&format!("{rewrapped} blobs are wrapped by the first key now"));
+    if passed_over > 0 {
+        print(&format!("{passed_over} went away or were done by somebody else meanwhile"));
+    }
+    for (key_id, blobs) in &unknown {
+        print(&format!(
+            "{blobs} are under the key \"{key_id}\", which is not there: add its line and run this again"
+        ));
+    }
+    if damaged > 0 {
+        print(&format!(
+            "{damaged} have a damaged key that nothing opens: upload their bytes again, or restore the database"
+        ));
+    }
+    if parts > 0 {
+        print(&format!(
+            "{parts} parts of uploads under way are under other keys: keep their lines until those are completed, or for \
+             7 days, when the last of them has expired"
+        ));
+    }
+    if unknown.is_empty() && damaged == 0 && parts == 0 {
+        print("all blobs are under the first key; the others open only backups from before");
+        return Ok(exit::OK);
+    }
+    Ok(if unknown.is_empty() && damaged == 0 { exit::OK } else { exit::FAILED })
 }
 
 async fn require_tenant(store: &Store, tenant: &str) -> Result<(), Failure> {

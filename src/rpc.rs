@@ -4,7 +4,9 @@ pub mod access;
 pub mod admin;
 pub mod analysis;
 pub mod api_token;
+pub mod attachment;
 pub mod audit;
+pub mod blob;
 pub mod chunk;
 pub mod citation;
 pub mod claim;
@@ -14,15 +16,19 @@ pub mod decision;
 pub mod descriptor;
 pub mod document;
 pub mod embedding;
+pub mod evidence;
+pub mod evidence_bundle;
 pub mod expression;
 pub mod filter;
 pub mod health;
 pub mod ingest;
 pub mod json;
+pub mod json_object;
 pub mod legal_hold;
 pub mod metrics_snapshot;
 pub mod model_checkpoint;
 pub mod object;
+pub mod object_version;
 pub mod operation;
 mod r#override;
 pub mod page;
@@ -96,6 +102,8 @@ pub struct Parts {
     /// How long the detail of audit entries is kept whatever is asked.
     pub audit_keep_min: Duration,
     pub streams: stream::StreamLimits,
+    /// None without a store of blobs.
+    pub blobs: Option<blob::Blobs>,
 }
 
 /// What the door may have remembered and must not believe any more.
@@ -122,11 +130,14 @@ pub fn routes(parts: Parts) -> Routes {
     }
     use pb::admin_service_server::AdminServiceServer;
     use pb::audit_service_server::AuditServiceServer;
+    use pb::blob_service_server::BlobServiceServer;
     use pb::claim_service_server::ClaimServiceServer;
     use pb::decision_service_server::DecisionServiceServer;
     use pb::document_service_server::DocumentServiceServer;
+    use pb::evidence_service_server::EvidenceServiceServer;
     use pb::health::health_server::HealthServer;
     use pb::model_service_server::ModelServiceServer;
+    use pb::object_service_server::ObjectServiceServer;
     use pb::operation_service_server::OperationServiceServer;
     use pb::policy_service_server::PolicyServiceServer;
     use pb::precedent_service_server::PrecedentServiceServer;
@@ -156,6 +167,9 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(OperationServiceServer::new(api.clone()), small))
         .add_service(limited!(VectorServiceServer::new(api.clone()), large))
         .add_service(limited!(VectorSpaceServiceServer::new(api.clone()), small))
+        .add_service(limited!(BlobServiceServer::new(api.clone()), small))
+        .add_service(limited!(EvidenceServiceServer::new(api.clone()), small))
+        .add_service(limited!(ObjectServiceServer::new(api.clone()), small))
         .add_service(limited!(AdminServiceServer::new(api), small))
         .add_service(limited!(HealthServer::new(health), small))
 }

@@ -1,6 +1,9 @@
 //! Puts the pieces together: configuration in, a running server out, and a clean end.
 
+mod blobs;
 mod connection;
+
+pub use blobs::blob_keys;
 
 use crate::config::{self, Auth, Config, Listen};
 use crate::edge::auth::{AuthMode, Authenticator};
@@ -14,7 +17,9 @@ use crate::rpc::token::TokenKey;
 use crate::rpc::{self, Forget, Parts, access};
 use crate::store::archive::Place;
 use crate::store::backend::RetrySettings;
+use crate::store::blob_store::{self, BlobStore};
 use crate::store::caller::{Caller, Roles, SYSTEM_TENANT};
+use crate::store::envelope::KeySource;
 use crate::store::migrate::Migrator;
 use crate::store::postgres::{Lane, PoolSettings, SERVICE_ROLE};
 use crate::store::read::ReadSettings;
@@ -54,6 +59,7 @@ fn op_names() -> Vec<&'static str> {
             "embedding_vector.READ",
             "vector_index.SAMPLE",
         ])
+        .chain(blob_store::OPS.iter().copied())
         .collect()
 }
 
@@ -204,6 +210,10 @@ pub struct Server {
     listener: Listener,
     pages: Option<TcpListener>,
     start_time: SystemTime,
+    blobs: Option<BlobStore>,
+    blob_keys: Option<Arc<dyn KeySource>>,
+    /// Whether the store of blobs has answered.
+    blobs_answer: bool,
 }
 
 enum Listener {
@@ -221,10 +231,16 @@ impl Server {
             Some(address) => Some(bind_tcp(address, "metrics_listen").await?),
             None => None,
         };
+        let blob_keys = blob_keys(&config)?;
         let metrics =
             Arc::new(Metrics::new(access::methods().iter().map(access::Method::name), op_names()));
-        let store =
-            Store::new(store_settings(&config, database.service.clone()), Arc::clone(&metrics))?;
+        let settings = store_settings(&config, database.service.clone());
+        let blobs = blobs::open(&config, settings.retry.clone(), &metrics)?;
+        if let (Some(_), Some(keys)) = (&blobs, &blob_keys) {
+            let current = keys.current_key_id().await.map_err(Error::internal)?;
+            tracing::info!(current, "new blobs are encrypted");
+        }
+        let store = Store::new(settings, Arc::clone(&metrics))?;
         let gauges = store.clone();
         let pools = Lane::ALL.map(|lane| metrics.pool(lane.name()));
         metrics.before_reading(move || {
@@ -263,6 +279,7 @@ impl Server {
         let keep = Duration::from_millis(config.credential_cache_ms);
         let authenticator = Arc::new(Authenticator::new(mode, directory, keep));
         let health = HealthState::new(access::services());
+        let blobs_answer = blobs::first_look(blobs.as_ref(), &health).await;
         health.set_ready(true);
         Ok(Self {
             config,
@@ -274,6 +291,9 @@ impl Server {
             listener,
             pages,
             start_time,
+            blobs,
+            blob_keys,
+            blobs_answer,
         })
     }
 
@@ -305,6 +325,9 @@ impl Server {
             listener,
             pages,
             start_time,
+            blobs,
+            blob_keys,
+            blobs_answer,
         } = self;
         let (stop, stopped) = watch::channel(false);
 
@@ -317,6 +340,12 @@ impl Server {
             )),
             tokio::spawn(upkeep::run(store.clone(), upkeep_settings(&config), stopped.clone())),
         ];
+        let blobs = blobs.map(|blobs| blobs::parts(&config, blobs, blob_keys, &metrics));
+        if let Some(blobs) = &blobs {
+            let answers = blobs_answer;
+            tasks
+                .extend(blobs::tasks(&config, &store, blobs, &metrics, &health, answers, &stopped));
+        }
         if let Some(listener) = pages {
             let readiness = health.clone();
             let readiness = Arc::new(move || match readiness.not_ready_reason() {
@@ -370,6 +399,7 @@ impl Server {
                 message: Duration::from_millis(config.deadline_default_ms),
                 idle: Duration::from_millis(config.stream_idle_timeout_ms),
             },
+            blobs,
         });
         // With the types of error details, so that a client without our files can show them.
         let reflection = tonic_reflection::server::Builder::configure()

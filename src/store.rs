@@ -3,7 +3,10 @@
 pub mod analysis;
 pub mod api_token;
 pub mod archive;
+pub mod attachment;
 pub mod backend;
+pub mod blob;
+pub mod blob_store;
 pub mod caller;
 pub mod canonical;
 pub mod change;
@@ -15,7 +18,10 @@ pub mod critic_output;
 pub mod decision;
 pub mod document;
 pub mod embedding;
+pub mod envelope;
 pub mod event;
+pub mod evidence;
+pub mod evidence_bundle;
 pub mod export;
 pub mod filter;
 pub mod ingest;
@@ -26,6 +32,8 @@ pub mod metrics_snapshot;
 pub mod migrate;
 pub mod model_checkpoint;
 pub mod noun;
+pub mod object;
+pub mod object_version;
 pub mod operation;
 pub mod r#override;
 mod pace;
@@ -37,6 +45,7 @@ pub mod projection;
 pub mod purge;
 pub mod query;
 pub mod read;
+pub mod recent;
 pub mod request_ledger;
 pub mod retention_policy;
 pub mod search;
@@ -70,6 +79,8 @@ use write::{WriteSettings, Writer};
 pub const NOUNS: &[&Facts] = &[
     &analysis::FACTS,
     &api_token::FACTS,
+    &attachment::FACTS,
+    &blob::FACTS,
     &chunk::FACTS,
     &claim::FACTS,
     &consensus::FACTS,
@@ -77,9 +88,12 @@ pub const NOUNS: &[&Facts] = &[
     &decision::FACTS,
     &document::FACTS,
     &embedding::FACTS,
+    &evidence_bundle::FACTS,
     &legal_hold::FACTS,
     &metrics_snapshot::FACTS,
     &model_checkpoint::FACTS,
+    &object::FACTS,
+    &object_version::FACTS,
     &r#override::FACTS,
     &policy_rule::FACTS,
     &precedent::FACTS,
@@ -97,6 +111,7 @@ pub const NOUNS: &[&Facts] = &[
 /// The statements that belong to no noun.
 const OTHER_QUERIES: &[&[&dyn Check]] = &[
     archive::QUERIES,
+    evidence::QUERIES,
     export::QUERIES,
     log::QUERIES,
     log::ROW_QUERIES,
@@ -147,7 +162,10 @@ pub struct Store {
     writer: Writer,
     statement_timeout: std::time::Duration,
     indexes: vector_index::Catalog,
-    selectivities: embedding::plan::Selectivities,
+    /// What parts of spaces filters leave, by the digest of statement and values. They only decide how to search.
+    selectivities: recent::Recent<[u8; 32], f64>,
+    /// The spaces that names stood for, by tenant and name: see [`vector_space::Guess`].
+    spaces: recent::Recent<(Arc<str>, String), vector_space::Guess>,
 }
 
 impl Store {
@@ -162,7 +180,8 @@ impl Store {
             backend,
             pools,
             indexes: vector_index::Catalog::default(),
-            selectivities: embedding::plan::Selectivities::default(),
+            selectivities: recent::Recent::default(),
+            spaces: recent::Recent::default(),
         })
     }
 

@@ -2,13 +2,14 @@
 
 use crate::process::{Watched, machine_cpu_us};
 use crate::stats::{Random, quantile};
-use crate::{Context, Result, bulk, nearest, search};
+use crate::{Context, Result, blobs, bulk, nearest, search};
 use bytes::{BufMut, Bytes, BytesMut};
 use casebook::pb;
 use casebook::transfer::encoded::Encoded;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -64,6 +65,14 @@ pub enum Call {
     SharedNearest { conninfo: String },
     /// What Casebook says to PostgreSQL for such a search, in one round trip, one connection for each caller.
     RawNearest { conninfo: String },
+    /// UploadBlob of that size.
+    Upload { address: String, size_bytes: usize },
+    /// DownloadBlob of a large one.
+    Download { address: String },
+    /// Large objects into a folder, by object_store.
+    Put { folder: String },
+    /// A large object out of a folder, by object_store.
+    Read { folder: String },
 }
 
 impl Call {
@@ -297,6 +306,34 @@ async fn drive(plan: Plan) -> Result<Sample> {
             for n in 0..plan.in_flight {
                 let phase = Arc::clone(&phase);
                 callers.spawn(nearest::share_until_over(conninfo.clone(), random(n)?, phase));
+            }
+        }
+        Call::Upload { address, size_bytes } => {
+            let channel = connect(address, 1).await?.remove(0);
+            for n in 0..plan.in_flight {
+                let (channel, phase) = (channel.clone(), Arc::clone(&phase));
+                let (random, size_bytes) = (random(n)?, *size_bytes);
+                callers.spawn(blobs::upload_until_over(channel, size_bytes, random, phase));
+            }
+        }
+        Call::Download { address } => {
+            for n in 0..plan.in_flight {
+                let channel = connect(address, 1).await?.remove(0);
+                let phase = Arc::clone(&phase);
+                callers.spawn(blobs::download_until_over(channel, random(n)?, phase));
+            }
+        }
+        Call::Put { folder } | Call::Read { folder } => {
+            let is_put = matches!(plan.call, Call::Put { .. });
+            for n in 0..plan.in_flight {
+                let (folder, random, phase) =
+                    (PathBuf::from(folder), random(n)?, Arc::clone(&phase));
+                callers.spawn(async move {
+                    match is_put {
+                        true => blobs::put_until_over(&folder, random, phase).await,
+                        false => blobs::get_until_over(&folder, random, phase).await,
+                    }
+                });
             }
         }
         Call::RawSearch { conninfo } => {

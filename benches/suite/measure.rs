@@ -38,6 +38,8 @@ pub enum Figure {
     MedianLatency,
     /// The same, ours by theirs.
     MedianTime,
+    /// The same, theirs by ours.
+    MedianSpeed,
     /// 95 of 100 calls are faster than this: ours by theirs.
     TailTime,
     /// Processor time of server and PostgreSQL for each operation, ours by theirs.
@@ -53,6 +55,7 @@ impl Figure {
             }
             Self::MedianLatency => (ours.p50_us - theirs.p50_us) / 1000.0,
             Self::MedianTime => ours.p50_us / theirs.p50_us,
+            Self::MedianSpeed => theirs.p50_us / ours.p50_us,
             Self::TailTime => ours.p95_us / theirs.p95_us,
             Self::Cost => {
                 let cost = |sample: &Sample| {
@@ -65,9 +68,12 @@ impl Figure {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Throughput | Self::ServerCpu | Self::MedianTime | Self::TailTime | Self::Cost => {
-                "ratio"
-            }
+            Self::Throughput
+            | Self::ServerCpu
+            | Self::MedianTime
+            | Self::MedianSpeed
+            | Self::TailTime
+            | Self::Cost => "ratio",
             Self::MedianLatency => "ms",
         }
     }
@@ -78,6 +84,7 @@ impl Figure {
             Self::ServerCpu => "server CPU per operation, ours / theirs",
             Self::MedianLatency => "median latency, ours - theirs",
             Self::MedianTime => "median latency, ours / theirs",
+            Self::MedianSpeed => "median speed, ours / theirs",
             Self::TailTime => "latency of 95 %, ours / theirs",
             Self::Cost => "CPU of server and PostgreSQL per operation, ours / theirs",
         }

@@ -307,6 +307,7 @@ pub async fn until_over(
             is_filtered: false,
             but: None,
             how: How::default(),
+            guess: None,
         };
         Ok(search.by(&index, search.candidates(&index)))
     };

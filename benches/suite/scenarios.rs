@@ -12,11 +12,11 @@ use crate::{Context, Result};
 use casebook::pb;
 use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// In the order in which they are run: reads before the tables grow.
-pub const NAMES: [&str; 24] = [
+pub const NAMES: [&str; 29] = [
     "get",
     "get-walled",
     "echo",
@@ -34,6 +34,11 @@ pub const NAMES: [&str; 24] = [
     "search-tenant",
     "search-shared",
     "search-writing",
+    "blob-upload",
+    "blob-upload-sealed",
+    "blob-download",
+    "blob-download-sealed",
+    "blob-small",
     "batch-create",
     "batch-create-busy",
     "chunk-ingest",
@@ -57,13 +62,7 @@ pub async fn run(folder: &Path, extent: Extent, only: &[String]) -> Result<(Vec<
     let ended = measure(folder, &database, extent, only).await;
     let about = About {
         postgresql: database.version().to_owned(),
-        // Where it lies in the project, or on the system: what the reader can look up.
-        pgbench: database
-            .pgbench
-            .strip_prefix(env!("CARGO_MANIFEST_DIR"))
-            .unwrap_or(&database.pgbench)
-            .display()
-            .to_string(),
+        pgbench: place(&database.pgbench),
         settings: SETTINGS,
         in_flight: IN_FLIGHT,
         connections: CONNECTIONS,
@@ -72,6 +71,14 @@ pub async fn run(folder: &Path, extent: Extent, only: &[String]) -> Result<(Vec<
     let outcomes = ended?;
     stopped?;
     Ok((outcomes, about))
+}
+
+/// Where a program lies in the project, though a link leads there, or on the system: what the reader can look up.
+fn place(program: &Path) -> String {
+    let parts = program.components().skip_while(|part| part.as_os_str() != ".postgres");
+    let within: PathBuf = parts.collect();
+    let is_ours = !within.as_os_str().is_empty();
+    (if is_ours { within.as_path() } else { program }).display().to_string()
 }
 
 async fn measure(
@@ -127,6 +134,11 @@ async fn measure(
             "search-shared" => case.search_shared(&bench).await?,
             "search-writing" => case.search_writing(&bench).await?,
             "embedded-ingest" => case.embedded_ingest(&bench).await?,
+            "blob-upload" => case.large_blobs(&bench, true, false).await?,
+            "blob-upload-sealed" => case.large_blobs(&bench, true, true).await?,
+            "blob-download" => case.large_blobs(&bench, false, false).await?,
+            "blob-download-sealed" => case.large_blobs(&bench, false, true).await?,
+            "blob-small" => case.small_blobs(&bench).await?,
             "batch-create" => case.batch_create(&bench, 1).await?,
             "batch-create-busy" => case.batch_create(&bench, BATCHERS).await?,
             "chunk-ingest" => case.chunk_ingest(&bench, 1).await?,
@@ -179,7 +191,7 @@ impl Case<'_> {
         self.client(server, call, IN_FLIGHT)
     }
 
-    fn creates(&self, server: &Running, tenants: &[String], in_flight: usize) -> Side {
+    pub fn creates(&self, server: &Running, tenants: &[String], in_flight: usize) -> Side {
         let (address, tenants) = (server.address.clone(), tenants.to_vec());
         let connections = CONNECTIONS.min(in_flight);
         self.client(server, Call::Create { address, connections, tenants }, in_flight)

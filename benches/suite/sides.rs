@@ -22,6 +22,16 @@ pub struct Running {
 impl Running {
     /// `casebook serve` as it comes, but for where it listens, its database and `auth`.
     pub async fn casebook(folder: &Path, service_url: &str, owner_url: &str) -> Result<Self> {
+        Self::casebook_with(folder, service_url, owner_url, &[]).await
+    }
+
+    /// The same, with further flags.
+    pub async fn casebook_with(
+        folder: &Path,
+        service_url: &str,
+        owner_url: &str,
+        flags: &[&str],
+    ) -> Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_casebook"));
         // Settings of the developer's environment would change what is measured.
         command.env_clear().current_dir(folder).arg("serve");
@@ -34,6 +44,7 @@ impl Running {
             "none",
         ]);
         command.args(["--log-format", "json", "--drain-delay-ms", "0"]);
+        command.args(flags);
         command.arg("--database-url").arg(service_url);
         command.arg("--owner-database-url").arg(owner_url);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -28,6 +28,11 @@ DATABASE. Without --database-url, Casebook starts its own PostgreSQL with pgvect
 that database, and refuses to serve a schema that `casebook migrate up` has not brought up to date. \
 This build has no TLS to PostgreSQL: a URL that asks for it is refused.
 
+BLOBS. Beside its own PostgreSQL, Casebook keeps the bytes of blobs in ./casebook-data/blobs. With --database-url, \
+--blob-store-url says where they are: s3://bucket/prefix, file:///folder, or memory: for trying out. Without it, blobs \
+are refused and everything else is served; so it is while the store does not answer. With --blob-key-file new blobs \
+are encrypted; see `casebook help key`.
+
 ACCESS. With its own PostgreSQL and on a local address, Casebook asks nobody for a token. Otherwise \
 callers present one that `casebook token create` made, as `authorization: Bearer <token>`, and it \
 decides their tenant. Serving other machines without tokens is refused.
@@ -141,8 +146,8 @@ with 1 if any line is refused. A file that is not whole is refused before anythi
 
 ID TAKEN. --on-conflict fail refuses the line. skip leaves what is there: equal content counts as unchanged, \
 other content as kept. replace writes a new version; kinds that never change (decisions, critic outputs, \
-overrides, verifications, analyses, precedent references, checkpoints, training examples, snapshots, \
-holds, policies) are unchanged if equal, and refused if not.
+overrides, bundles of evidence, verifications, analyses, precedent references, checkpoints, training examples, \
+snapshots, holds, policies) are unchanged if equal, and refused if not.
 
 NOT RESTORED. What the server owns: uid, etag, version, create_time, update_time and who did it; total_chunks \
 of documents; current, supersedes_id and superseded_by_id of consensuses, which come again from their \
@@ -182,6 +187,26 @@ EXAMPLES
   casebook health
   casebook health --address unix:/run/casebook.sock
   casebook health --service casebook.v1.DecisionService";
+
+pub(super) const KEY: &str = "\
+Make keys that encrypt blobs. With --blob-key-file (or --blob-key) each new blob is encrypted under a key of \
+its own, which stands beside its record, wrapped by yours. Keep yours apart from database and backups: \
+with both, blobs can be read; without yours, never again.
+
+THE FILE has a line for each key: an id, a colon, the key. The first wraps, all unwrap; # begins a comment. \
+Only its owner, and a group that reads, may have access to it.
+
+ANOTHER KEY. Add a new line at the end and restart every server; then move it to the top and restart them \
+again. New blobs are wrapped by it. `casebook key rotate` has it wrap those that are there, too: their bytes stay as \
+they are, servers go on, and what is interrupted goes on where it was when it is run again. Once it says that all are \
+under the first key, the old line may go; keep it with backups of the database from before.";
+
+pub(super) const KEY_EXAMPLES: &str = "\
+EXAMPLES
+  (umask 077; casebook key generate >> /etc/casebook/blob-keys)
+  casebook serve --blob-key-file /etc/casebook/blob-keys
+  CASEBOOK_BLOB_KEY=file:/run/secrets/blob-keys casebook serve
+  casebook key rotate --database-url postgres://casebook_owner@db/casebook --blob-key-file /etc/casebook/blob-keys";
 
 pub(super) const CONFIG: &str = "\
 Show the configuration. `print` reads file, environment and flags as `serve` would, and exits with 2 if \

@@ -77,6 +77,8 @@ fn commands_become_plain_data() {
         typed("casebook health --service s"),
         Command::Health(Health { address: None, service: "s".into() })
     );
+    assert_eq!(typed("casebook key generate"), Command::Key(KeyCommand::Generate));
+    assert_eq!(typed("casebook key rotate --blob-key-file keys"), Command::Key(KeyCommand::Rotate));
     assert_eq!(
         typed("casebook config print --redacted"),
         Command::Config(ConfigCommand::Print { redacted: true })

@@ -28,6 +28,7 @@ macro_rules! fixed {
 
 fixed! {
     ID_MAX_BYTES, "id_max_bytes" = 255, "bytes", "The longest id of a resource or tenant.";
+    OBJECT_KEY_MAX_BYTES, "object_key_max_bytes" = 1024, "bytes", "The longest key of an object.";
     REQUEST_ID_MAX_BYTES, "request_id_max_bytes" = 64, "bytes", "The longest request_id.";
     TAGS_MAX, "tags_max" = 64, "count", "The most tags of one resource.";
     TAG_MAX_BYTES, "tag_max_bytes" = 128, "bytes", "The longest tag.";

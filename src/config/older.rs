@@ -23,7 +23,9 @@ const QDRANT: &str =
     "Not used: this build keeps vectors in PostgreSQL and has no Qdrant projection.";
 const PINECONE: &str =
     "Not used: this build keeps vectors in PostgreSQL and has no Pinecone projection.";
-const EVIDENCE: &str = "Not used yet: this build has no evidence storage.";
+const ENDPOINT: &str = "Becomes s3_endpoint; blobs are then in S3_BUCKET_NAME.";
+const ACCESS_KEY: &str = "Becomes s3_access_key_id.";
+const SECRET_KEY: &str = "Becomes s3_secret_access_key.";
 
 /// Every variable that the five older systems name, and what becomes of it.
 pub static OLDER: &[Older] = &[
@@ -65,14 +67,17 @@ pub static OLDER: &[Older] = &[
     older("QDRANT_COLLECTION", QDRANT),
     older("PINECONE_API_KEY", PINECONE),
     older("PINECONE_INDEX", PINECONE),
-    older("S3_BUCKET_NAME", EVIDENCE),
-    older("S3_ENDPOINT_URL", EVIDENCE),
-    older("S3_ENDPOINT", EVIDENCE),
-    older("S3_ACCESS_KEY", EVIDENCE),
-    older("S3_SECRET_KEY", EVIDENCE),
-    older("AWS_ACCESS_KEY_ID", EVIDENCE),
-    older("AWS_SECRET_ACCESS_KEY", EVIDENCE),
-    older("AWS_REGION", EVIDENCE),
+    older(
+        "S3_BUCKET_NAME",
+        "blob_store_url becomes s3:// and this; default eje-evidence where an endpoint is set.",
+    ),
+    older("S3_ENDPOINT_URL", ENDPOINT),
+    older("S3_ENDPOINT", ENDPOINT),
+    older("S3_ACCESS_KEY", ACCESS_KEY),
+    older("S3_SECRET_KEY", SECRET_KEY),
+    older("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+    older("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+    older("AWS_REGION", "Becomes s3_region."),
 ];
 
 fn get<'e>(env: &'e Env, name: &str) -> Option<&'e str> {
@@ -85,6 +90,8 @@ pub(super) fn apply(env: &Env, layers: &mut Layers) {
     pool_size(env, layers);
     seconds(env, layers, "DB_POOL_TIMEOUT", "pool_wait_timeout_ms");
     seconds(env, layers, "DB_POOL_RECYCLE", "pool_max_lifetime_ms");
+
+    s3(env, layers);
 
     if let Some(text) = get(env, "DB_ECHO") {
         match boolean(text) {
@@ -132,9 +139,44 @@ pub(super) fn apply(env: &Env, layers: &mut Layers) {
         .collect();
     if !unused.is_empty() {
         layers.warn(format!(
-            "Set but not used, because this build has neither evidence storage nor vector projections: {}.",
+            "Set but not used, because this build has no vector projections: {}.",
             unused.join(", ")
         ));
+    }
+}
+
+/// What two systems call a setting of S3. Both may be set, to the same.
+const S3: &[(&str, &[&str])] = &[
+    ("s3_endpoint", &["S3_ENDPOINT_URL", "S3_ENDPOINT"]),
+    ("s3_access_key_id", &["AWS_ACCESS_KEY_ID", "S3_ACCESS_KEY"]),
+    ("s3_secret_access_key", &["AWS_SECRET_ACCESS_KEY", "S3_SECRET_KEY"]),
+    ("s3_region", &["AWS_REGION"]),
+];
+
+/// The bucket that the oldest of them uses when nobody names one.
+const BUCKET_DEFAULT: &str = "eje-evidence";
+
+fn s3(env: &Env, layers: &mut Layers) {
+    for (setting, names) in S3 {
+        let mut given = names.iter().filter_map(|name| Some((*name, get(env, name)?)));
+        let (Some((name, text)), Some(setting)) = (given.next(), Setting::find(setting)) else {
+            continue;
+        };
+        if let Some((other, _)) = given.find(|(_, other)| *other != text) {
+            layers.problem(format!("{name} and {other} differ: set only one of them."));
+            continue;
+        }
+        layers.set(setting, text.to_owned(), Source::Env(name.into()));
+    }
+    let endpoint = ["S3_ENDPOINT_URL", "S3_ENDPOINT"].into_iter().find(|n| get(env, n).is_some());
+    let (bucket, source) = match (get(env, "S3_BUCKET_NAME"), endpoint) {
+        (Some(bucket), _) => (bucket, "S3_BUCKET_NAME"),
+        (None, Some(endpoint)) => (BUCKET_DEFAULT, endpoint),
+        // Keys and a region alone are on many machines, and say nothing about blobs.
+        (None, None) => return,
+    };
+    if let Some(setting) = Setting::find("blob_store_url") {
+        layers.set(setting, format!("s3://{bucket}"), Source::Env(source.into()));
     }
 }
 

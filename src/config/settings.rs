@@ -3,8 +3,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
+use crate::store::envelope::KeyRing;
+
 use super::{
     ConfigError,
+    blob_url::BlobUrl,
     sources::{Layers, Provenance},
     values::{Auth, Key, Listen, LogFormat, Secret, Value},
 };
@@ -37,7 +40,7 @@ impl Setting {
 
     /// A secret may be given as `file:/path` or `env:NAME`, and is never shown.
     pub fn is_secret(&self) -> bool {
-        matches!(self.kind, Kind::Url | Kind::Key)
+        matches!(self.kind, Kind::Url | Kind::Key | Kind::KeyRing | Kind::Secret)
     }
 
     pub fn find(name: &str) -> Option<&'static Setting> {
@@ -51,17 +54,20 @@ pub enum Group {
     Server,
     Database,
     Pools,
+    Blobs,
     Limits,
 }
 
 impl Group {
-    pub const ALL: &[Group] = &[Group::Server, Group::Database, Group::Pools, Group::Limits];
+    pub const ALL: &[Group] =
+        &[Group::Server, Group::Database, Group::Pools, Group::Blobs, Group::Limits];
 
     pub fn title(self) -> &'static str {
         match self {
             Self::Server => "Settings",
             Self::Database => "Settings: database",
             Self::Pools => "Settings: pools",
+            Self::Blobs => "Settings: blobs",
             Self::Limits => "Settings: limits",
         }
     }
@@ -87,6 +93,15 @@ pub enum Kind {
     Url,
     /// A secret: 32 bytes.
     Key,
+    /// Where blobs are.
+    BlobUrl,
+    /// An http:// or https:// address.
+    Endpoint,
+    Text,
+    /// A secret text.
+    Secret,
+    /// A secret: keys with their ids, as `casebook key generate` writes them.
+    KeyRing,
 }
 
 impl Kind {
@@ -111,9 +126,18 @@ impl Kind {
             Self::Url => {
                 "a postgres:// URL, or file: and the path of a file that holds one, or env: and the name of a variable that does".into()
             }
+            Self::KeyRing => {
+                "keys as `casebook key generate` writes them, parted by commas, or file: or env: and where they are".into()
+            }
             Self::Key => {
                 "32 bytes in base64 (`openssl rand -base64 32` makes them), or file: or env: and where they are".into()
             }
+            Self::BlobUrl => {
+                "s3://bucket, gs://bucket or az://container, each with an optional /prefix, or file:// and an absolute path, or memory:".into()
+            }
+            Self::Endpoint => "an address that begins with http:// or https://".into(),
+            Self::Text => "a text that is not empty".into(),
+            Self::Secret => "a text, or file: or env: and where it is".into(),
         }
     }
 
@@ -132,8 +156,11 @@ impl Kind {
                 "percent" => "PERCENT",
                 _ => "N",
             },
-            Self::Url => "URL",
+            Self::Url | Self::BlobUrl | Self::Endpoint => "URL",
             Self::Key => "KEY",
+            Self::Text => "TEXT",
+            Self::Secret => "SECRET",
+            Self::KeyRing => "KEYS",
         }
     }
 }
@@ -158,6 +185,7 @@ impl std::fmt::Display for DefaultValue {
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
 const SECOND: u64 = 1000;
 const HOUR: u64 = 3600 * SECOND;
 
@@ -263,7 +291,7 @@ settings! {
                 "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD"];
         owner_database_url: Option<Secret> = derived("the same as database_url"), Kind::Url, "URL",
             "The same database as a role that may change the schema; only migrations use it.";
-        data_dir: PathBuf = text("./casebook-data"), Kind::Path, "path",
+        data_dir: PathBuf = text(super::DATA_DIR), Kind::Path, "path",
             "Where the embedded PostgreSQL keeps its data; losing it loses every record.";
         postgres_bin: Option<PathBuf> = derived("searched for"), Kind::Path, "path",
             "The directory of the postgres and initdb programs that the embedded PostgreSQL runs.";
@@ -294,7 +322,66 @@ settings! {
             "How many connections are kept for health and administration, so that load cannot starve them.";
     }
 
+    Blobs {
+        blob_store_url: Option<BlobUrl> = derived("file://<data_dir>/blobs beside the embedded PostgreSQL, else unset"),
+            Kind::BlobUrl, "URL",
+            "Where the bytes of blobs are; unset leaves BlobService off; memory: forgets them when the server ends.",
+            older ["S3_BUCKET_NAME"];
+        blob_key_file: Option<PathBuf> = derived("unset: new blobs are stored as they are"), Kind::Path, "path",
+            "The file of the keys that wrap each blob's own; with it new blobs are encrypted, and losing it loses them.";
+        blob_key: Option<KeyRing> = derived("unset: new blobs are stored as they are"), Kind::KeyRing, "id:base64",
+            "The same keys themselves, where no file can be kept; the first wraps, all unwrap.";
+        s3_endpoint: Option<String> = derived("AWS's own, for the region"), Kind::Endpoint, "URL",
+            "The address of a store that speaks S3; http:// sends blobs and their names unencrypted.",
+            older ["S3_ENDPOINT_URL", "S3_ENDPOINT"];
+        s3_region: String = text("us-east-1"), Kind::Text, "name",
+            "The region that requests to S3 are signed for.",
+            older ["AWS_REGION"];
+        s3_access_key_id: Option<Secret> = derived("that of the machine's role"), Kind::Secret, "text",
+            "Who asks S3; needs s3_secret_access_key.",
+            older ["AWS_ACCESS_KEY_ID", "S3_ACCESS_KEY"];
+        s3_secret_access_key: Option<Secret> = derived("that of the machine's role"), Kind::Secret, "text",
+            "Signs requests to S3.",
+            older ["AWS_SECRET_ACCESS_KEY", "S3_SECRET_KEY"];
+        s3_path_style: bool = derived("true with s3_endpoint, else false"), Kind::Bool, "bool",
+            "Whether the bucket stands in the path of a request to S3, not in the host's name.";
+        gcs_credentials: Option<PathBuf> = derived("those of the machine"), Kind::Path, "path",
+            "The service account's JSON file for gs://; needs a build with the feature gcs.";
+        azure_account: Option<String> = derived("unset"), Kind::Text, "name",
+            "The storage account of az://; needs a build with the feature azure.";
+        azure_access_key: Option<Secret> = derived("that of the machine's identity"), Kind::Secret, "base64",
+            "The key of azure_account.";
+    }
+
     Limits {
+        blob_max_bytes: u64 = n(5 * GIB), number(1, 5 * 1024 * GIB), "bytes",
+            "The largest blob; a larger one is refused as soon as that is seen.";
+        blob_chunk_max_bytes: usize = n(MIB), number(KIB, MIB), "bytes",
+            "The most bytes of a blob in one message, either way.";
+        blob_in_flight_bytes: usize = n(64 * MIB), number(8 * MIB, 1024 * GIB), "bytes",
+            "How many bytes of blobs are in memory at once, whatever the number of streams; more streams wait.";
+        blob_part_bytes: usize = n(8 * MIB), number(5 * MIB, 512 * MIB), "bytes",
+            "A longer blob goes to the store in parts of this size; stores take at most 10,000 parts.";
+        blob_put_concurrency: usize = n(2), number(1, 64), "parts",
+            "How many parts of one blob go to the store at once; each takes its size of blob_in_flight_bytes.";
+        blob_idle_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
+            "How long a caller may neither send nor take a chunk of a blob before its stream is cut.";
+        blob_request_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
+            "How long one request to the store of blobs may take, such as one part.";
+        blob_uploads_max: u64 = n(1000), number(1, 1_000_000), "uploads",
+            "How many uploads of one tenant may be under way by CreateUpload; another one gets RESOURCE_EXHAUSTED.";
+        blob_signed_part_max_bytes: u64 = n(512 * MIB), number(5 * MIB, 5 * GIB), "bytes",
+            "The largest part of an upload that goes straight to the store by signed URLs.";
+        blob_upload_keep_ms: u64 = n(24 * HOUR), number(100, 720 * HOUR), "ms",
+            "How long an upload may take, and so how long its bytes may stay in the store after a crash.";
+        blob_reap_interval_ms: u64 = n(60 * SECOND), number(0, 24 * HOUR), "ms",
+            "How often the server removes bytes that crashes and deletions left in the store; 0 never.";
+        blob_scrub_period_ms: u64 = n(720 * HOUR), number(0, 87_600 * HOUR), "ms",
+            "How long until stored bytes are read again to see whether they are still right; 0 never.";
+        blob_scrub_per_second_bytes: u64 = n(8 * MIB), number(KIB, 1024 * GIB), "bytes",
+            "How many bytes each server reads in a second for that.";
+        blob_probe_interval_ms: u64 = n(5 * SECOND), number(10, HOUR), "ms",
+            "How often the server looks whether the store of blobs answers, for the health of BlobService.";
         message_in_max_bytes: usize = n(4 * MIB), number(64 * KIB, 256 * MIB), "bytes",
             "The largest request of a service without Batch methods; a larger one gets RESOURCE_EXHAUSTED.";
         batch_message_in_max_bytes: usize = n(16 * MIB), number(64 * KIB, 256 * MIB), "bytes",

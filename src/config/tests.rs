@@ -59,7 +59,8 @@ fn every_setting_is_documented_and_its_names_derive_from_one() {
         assert!(!consequence.trim_end_matches('.').contains(". "), "{name}: one sentence");
         assert_eq!(setting.env(), format!("CASEBOOK_{}", name.to_uppercase()));
         assert_eq!(setting.flag(), name.replace('_', "-"));
-        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+        let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        assert!(name.bytes().all(is_plain), "{name}");
         // A number that is a time or a size says so in its name.
         for unit in ["ms", "bytes", "percent"] {
             assert_eq!(setting.unit == unit, name.ends_with(&format!("_{unit}")), "{name}");
@@ -109,6 +110,7 @@ fn numbers_are_held_to_their_bounds() {
                 ("deadline_default_ms", "deadline_max_ms"),
                 ("message_in_max_bytes", "batch_message_in_max_bytes"),
                 ("retry_base_ms", "retry_max_ms"),
+                ("blob_part_bytes", "blob_in_flight_bytes"),
             ]
             .iter()
             .filter_map(|(low, high)| match (is_max, name) {
@@ -480,6 +482,53 @@ fn every_older_name_is_honoured_or_answered_with_a_reason() {
 }
 
 #[test]
+fn s3_has_the_names_of_two_systems() {
+    let puda = [
+        ("S3_ENDPOINT", "http://puda-minio:9000"),
+        ("S3_ACCESS_KEY", "who"),
+        ("S3_SECRET_KEY", "hush"),
+        ("AWS_SECRET_ACCESS_KEY", "hush"),
+        ("S3_BUCKET_NAME", "evidence"),
+        ("AWS_REGION", "eu-central-1"),
+    ];
+    let config = load(&puda, &[]).unwrap();
+    let bucket = |name: &str| BlobUrl::S3 { bucket: name.into(), prefix: String::new() };
+    assert_eq!(config.blob_store_url, Some(bucket("evidence")));
+    assert_eq!(config.s3_endpoint.as_deref(), Some("http://puda-minio:9000"));
+    assert_eq!(config.s3_region, "eu-central-1");
+    assert_eq!(config.s3_secret_access_key.as_ref().unwrap().expose(), "hush");
+    assert!(config.s3_path_style);
+    assert!(!config.print(false).contains("hush"));
+
+    let eje = load(&[("S3_ENDPOINT_URL", "https://s3.example.org")], &[]).unwrap();
+    assert_eq!(eje.blob_store_url, Some(bucket("eje-evidence")));
+    assert_eq!((eje.s3_region.as_str(), eje.s3_path_style), ("us-east-1", true));
+    // What is on many machines says nothing about blobs.
+    let embedded = load(&[("AWS_ACCESS_KEY_ID", "who")], &[]).unwrap();
+    assert!(matches!(embedded.blob_store_url, Some(BlobUrl::File(path)) if path.is_absolute()));
+    assert!(!embedded.s3_path_style);
+    let url = "postgres://role@localhost/records";
+    assert_eq!(load(&[("DATABASE_URL", url)], &[]).unwrap().blob_store_url, None);
+    let own = load(&[("S3_BUCKET_NAME", "a")], &[("blob_store_url", "memory:")]).unwrap();
+    assert_eq!(own.blob_store_url, Some(BlobUrl::Memory));
+
+    let two = [("S3_ENDPOINT", "http://a"), ("S3_ENDPOINT_URL", "http://b")];
+    assert!(problem(load(&two, &[])).contains("S3_ENDPOINT_URL and S3_ENDPOINT differ"));
+    let half = [("S3_BUCKET_NAME", "a"), ("S3_ACCESS_KEY", "who")];
+    assert!(problem(load(&half, &[])).contains("s3_secret_access_key"));
+    for (url, feature, has) in
+        [("gs://a", "gcs", cfg!(feature = "gcs")), ("az://a", "azure", cfg!(feature = "azure"))]
+    {
+        let loaded = load(&[], &[("blob_store_url", url)]);
+        assert_eq!(loaded.is_ok(), has, "{url}");
+        if let Err(error) = loaded {
+            let said = error.to_string();
+            assert!(said.contains("blob_store_url") && said.contains(feature), "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_token_key_is_32_bytes() {
     for key in [
         "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
@@ -492,12 +541,31 @@ fn a_token_key_is_32_bytes() {
 }
 
 #[test]
+fn keys_of_blobs_are_read_and_kept_in_one_place() {
+    let key = "qrvM3e7/ABEiM0RVZneImaq7zN3u/wARIjNEVWZ3iJk=";
+    let two = format!("new:{key},old:{key}");
+    let ring = load(&[("CASEBOOK_BLOB_KEY", &two)], &[]).unwrap().blob_key.unwrap();
+    assert_eq!(ring.key_ids().collect::<Vec<_>>(), ["new", "old"]);
+    let lines = file(&two.replace(',', "\n"));
+    let named = format!("file:{}", lines.path().display());
+    assert_eq!(load(&[("CASEBOOK_BLOB_KEY", &named)], &[]).unwrap().blob_key.unwrap(), ring);
+    assert!(load(&[], &[]).unwrap().blob_key.is_none());
+    let said = problem(load(&[("CASEBOOK_BLOB_KEY", key)], &[]));
+    assert!(said.contains("casebook key generate") && said.contains("no colon"), "{said}");
+    assert!(!said.contains(key), "{said}");
+    let said = problem(load(&[("CASEBOOK_BLOB_KEY", &two)], &[("blob_key_file", "/keys")]));
+    assert!(said.contains("both set") && !said.contains(key), "{said}");
+}
+
+#[test]
 fn nothing_secret_is_ever_shown() {
     let key = "qrvM3e7/ABEiM0RVZneImaq7zN3u/wARIjNEVWZ3iJk=";
+    let blob_key = format!("a-key:{key}");
     let env = [
         ("CASEBOOK_DATABASE_URL", "postgres://role:hush@db.internal/records?application_name=hush"),
         ("CASEBOOK_OWNER_DATABASE_URL", "postgres://owner:hush@db.internal/records"),
         ("CASEBOOK_TOKEN_KEY", key),
+        ("CASEBOOK_BLOB_KEY", &blob_key),
     ];
     let config = load(&env, &[]).unwrap();
     let (open, redacted) = (config.print(false), config.print(true));

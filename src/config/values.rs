@@ -9,6 +9,7 @@ use std::{
 use base64::{Engine, engine::general_purpose};
 
 use super::settings::{Kind, Setting};
+use crate::store::envelope::KeyRing;
 
 /// Text that must not reach a log or a terminal: `Debug` hides it and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -171,6 +172,22 @@ impl Value for String {
     }
 }
 
+impl Value for Option<String> {
+    fn parse(setting: &Setting, text: &str) -> Result<Self, String> {
+        let fits = match setting.kind {
+            Kind::Endpoint => ["http://", "https://"]
+                .iter()
+                .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())),
+            _ => !text.is_empty(),
+        };
+        if fits { Ok(Some(text.into())) } else { Err(setting.kind.allowed()) }
+    }
+
+    fn absent() -> Option<Self> {
+        Some(None)
+    }
+}
+
 /// The form of a tenant's id.
 pub fn is_tenant_id(text: &str) -> bool {
     text.len() <= 63
@@ -221,6 +238,18 @@ impl Value for Option<Key> {
             .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
             .map(|bytes| Some(Key(bytes)))
             .ok_or_else(|| setting.kind.allowed())
+    }
+
+    fn absent() -> Option<Self> {
+        Some(None)
+    }
+}
+
+impl Value for Option<KeyRing> {
+    fn parse(setting: &Setting, text: &str) -> Result<Self, String> {
+        // What is wrong with it says which key, and nothing of the key.
+        let because = |why| format!("{}; this one {why}", setting.kind.allowed());
+        KeyRing::parse(text).map(Some).map_err(because)
     }
 
     fn absent() -> Option<Self> {

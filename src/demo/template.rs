@@ -2,7 +2,7 @@
 
 use super::random::Random;
 use crate::rpc::json;
-use crate::rpc::object::{Object, of_json};
+use crate::rpc::json_object::{Object, of_json};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Holds every expanded case against the limits of the protocol.
 
 use super::*;
-use crate::rpc::object::{Object, to_json};
+use crate::rpc::json_object::{Object, to_json};
 use prost_types::value::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 use time::Duration;

@@ -2,6 +2,7 @@
 
 use super::{Arrival, Repeated, refusal, single};
 use crate::error::{Error, Result};
+use crate::rpc::access::Method;
 use crate::rpc::stream::{OwnDeadline, Renewal};
 use crate::store::caller::Caller;
 use futures_util::future::{Either, FutureExt as _, Map, Ready, ready};
@@ -61,11 +62,19 @@ impl DeadlineLimits {
     /// The limit of a call of that method: what takes long by nature is a stream.
     fn limit_of(&self, arrival: &Arrival, headers: &HeaderMap) -> Result<Limit> {
         let limit = self.limit(headers, arrival.at)?;
+        if arrival.method.is_some_and(Method::is_long) {
+            // It answers when it has everything, so it is cut no earlier.
+            return self.long().limit(headers, arrival.at);
+        }
         if !arrival.method.is_some_and(|method| method.is_stream) {
             return Ok(limit);
         }
-        let long = Self { default: self.stream_max, max: self.stream_max, ..*self };
-        Ok(Limit { deadline: long.limit(headers, arrival.at)?.deadline, ..limit })
+        Ok(Limit { deadline: self.long().limit(headers, arrival.at)?.deadline, ..limit })
+    }
+
+    /// Those of streams.
+    fn long(&self) -> Self {
+        Self { default: self.stream_max, max: self.stream_max, ..*self }
     }
 }
 

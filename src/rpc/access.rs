@@ -35,6 +35,9 @@ pub struct Rule {
     pub scope: Scope,
 }
 
+/// Methods that work through as many bytes as a blob may have.
+const LONG: &[&str] = &["/casebook.v1.BlobService/CompleteUpload"];
+
 /// One method of this server.
 #[derive(Debug)]
 pub struct Method {
@@ -59,6 +62,11 @@ impl Method {
     /// The service's full name.
     pub fn service(&self) -> &'static str {
         self.name().split_once('/').map_or(self.name(), |(service, _)| service)
+    }
+
+    /// Whether it answers once, and yet may take as long as a stream.
+    pub fn is_long(&self) -> bool {
+        !self.is_stream && (self.is_client_stream || LONG.contains(&self.path))
     }
 
     /// Whether it is called without a credential.
@@ -286,6 +294,47 @@ const RULES: &[(&str, Rule)] = &[
     ("/casebook.v1.TenantService/RevokeApiToken", ADMIN_WRITE),
     ("/casebook.v1.TenantService/WhoAmI", OPEN),
 
+    ("/casebook.v1.BlobService/UploadBlob", WRITE),
+    ("/casebook.v1.BlobService/DownloadBlob", READ),
+    ("/casebook.v1.BlobService/GetBlob", READ),
+    ("/casebook.v1.BlobService/FindMissingBlobs", READ),
+    ("/casebook.v1.BlobService/ReadBlobs", READ),
+    ("/casebook.v1.BlobService/DeleteBlob", WRITE),
+    ("/casebook.v1.BlobService/VerifyBlobStore", ADMIN_WRITE),
+    ("/casebook.v1.BlobService/CreateUpload", WRITE),
+    ("/casebook.v1.BlobService/WriteUpload", WRITE),
+    // Its handler hands out URLs to put to only to those who may write.
+    ("/casebook.v1.BlobService/GetUpload", READ),
+    ("/casebook.v1.BlobService/CompleteUpload", WRITE),
+    ("/casebook.v1.BlobService/AbortUpload", WRITE),
+    ("/casebook.v1.BlobService/CreateDownloadUrl", READ),
+
+    ("/casebook.v1.EvidenceService/CreateEvidenceBundle", WRITE),
+    ("/casebook.v1.EvidenceService/GetEvidenceBundle", READ),
+    ("/casebook.v1.EvidenceService/ListEvidenceBundles", READ),
+    ("/casebook.v1.EvidenceService/DeleteEvidenceBundle", WRITE),
+    ("/casebook.v1.EvidenceService/UndeleteEvidenceBundle", WRITE),
+    ("/casebook.v1.EvidenceService/GetDecisionEvidence", READ),
+    ("/casebook.v1.EvidenceService/AttachBlob", WRITE),
+    ("/casebook.v1.EvidenceService/GetAttachment", READ),
+    ("/casebook.v1.EvidenceService/ListAttachments", READ),
+    ("/casebook.v1.EvidenceService/DetachBlob", WRITE),
+    ("/casebook.v1.EvidenceService/CreateShareLink", READ),
+    ("/casebook.v1.EvidenceService/VerifyEvidence", READ),
+
+    ("/casebook.v1.ObjectService/PutObject", WRITE),
+    ("/casebook.v1.ObjectService/GetObject", READ),
+    ("/casebook.v1.ObjectService/ListObjects", READ),
+    ("/casebook.v1.ObjectService/SearchObjects", READ),
+    ("/casebook.v1.ObjectService/CopyObject", WRITE),
+    ("/casebook.v1.ObjectService/DeleteObject", WRITE),
+    ("/casebook.v1.ObjectService/BatchDeleteObjects", WRITE),
+    ("/casebook.v1.ObjectService/ListObjectVersions", READ),
+    ("/casebook.v1.ObjectService/UpdateObjectVersion", WRITE),
+    ("/casebook.v1.ObjectService/RollbackObject", WRITE),
+    ("/casebook.v1.ObjectService/CompareObjectVersions", READ),
+    ("/casebook.v1.ObjectService/GetObjectStatistics", READ),
+
     ("/casebook.v1.AdminService/GetStatus", ADMIN_READ),
     ("/casebook.v1.AdminService/GetCapabilities", OPEN),
 
@@ -414,6 +463,9 @@ mod tests {
         assert_eq!(method.service(), "casebook.v1.DecisionService");
         assert!(!method.is_client_stream);
         assert!(find("/casebook.v1.DocumentService/IngestChunks").unwrap().is_client_stream);
+        assert!(find("/casebook.v1.BlobService/CompleteUpload").unwrap().is_long());
+        assert!(find("/casebook.v1.BlobService/WriteUpload").unwrap().is_long());
+        assert!(!method.is_long());
         assert!(find("/casebook.v1.DecisionService/Nope").is_none());
         assert!(find("").is_none());
         assert!(services().contains(&"grpc.health.v1.Health"));

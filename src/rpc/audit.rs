@@ -5,7 +5,7 @@ mod event;
 mod export;
 
 use super::{Answer, Api, Selection, open};
-use super::{json, object, wire};
+use super::{json, json_object, wire};
 use crate::pb;
 use crate::store::archive as segments;
 use crate::store::canonical::Json;
@@ -32,7 +32,9 @@ impl pb::audit_service_server::AuditService for Api {
         if let Some(pb::ResourceRef { kind, id, version: _ }) = target {
             let kind = wire::kind_name(kind)
                 .ok_or_else(|| Error::invalid("target.kind", "must be a known kind"))?;
-            let id = wire::id("target.id", id)?;
+            let mut fields = wire::Fields::default();
+            let id = fields.id_of(&kind, "target.id", id);
+            let id = fields.finish(id)?;
             if kind == "embedding" && !super::embedding::is_full_id(&id) {
                 return Err(Error::invalid("target.id", super::embedding::FULL_ID).into());
             }
@@ -129,8 +131,8 @@ fn entry(row: LogRow, changes: Option<Json>) -> Result<pb::AuditEntry> {
         user_agent,
         request_id,
         trace_id,
-        changes: changes.and_then(|changes| object::of_json(&changes)),
-        context: context.and_then(|context| object::of_json(&context)),
+        changes: changes.and_then(|changes| json_object::of_json(&changes)),
+        context: context.and_then(|context| json_object::of_json(&context)),
         leaf: leaf.into(),
         leaf_hash: leaf_hash.into(),
         success: Some(true),
@@ -146,7 +148,7 @@ fn entry(row: LogRow, changes: Option<Json>) -> Result<pb::AuditEntry> {
         (told::KIND, None) => entry.success = None,
         (segments::KIND, Some(document)) => {
             entry.target = None;
-            entry.metadata = object::of_json(&Json::from_canonical(document));
+            entry.metadata = json_object::of_json(&Json::from_canonical(document));
         }
         _ => {}
     }

@@ -450,7 +450,7 @@ fn read_embedding(
             if of_version < 0 {
                 f.wrong("version", "must not be negative");
             }
-            f.id("id", of_id)
+            f.id_of(&of_kind, "id", of_id)
         });
     }
     let own_id = match id.is_empty() {

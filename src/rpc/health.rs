@@ -7,6 +7,7 @@ use crate::pb::health::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
 };
 use futures_util::stream::{self, Stream};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -21,9 +22,11 @@ struct State {
     not_ready: Option<Arc<str>>,
     is_draining: bool,
     is_closed: bool,
+    /// Services that cannot work although the server takes calls, and why.
+    down: BTreeMap<&'static str, Arc<str>>,
 }
 
-/// Whether the server takes calls. Every service follows the whole server; clones share one state.
+/// Whether the server takes calls. A service follows the whole server, and may be down by itself; clones share one state.
 #[derive(Clone, Debug)]
 pub struct HealthState {
     state: Arc<watch::Sender<State>>,
@@ -34,7 +37,8 @@ impl HealthState {
     /// Not ready yet. `services` are full names; the empty name, the whole server, is always there.
     pub fn new(services: impl IntoIterator<Item = &'static str>) -> Self {
         let not_ready = Some(Arc::from("the server is starting"));
-        let state = watch::Sender::new(State { not_ready, is_draining: false, is_closed: false });
+        let (is_draining, is_closed, down) = (false, false, BTreeMap::new());
+        let state = watch::Sender::new(State { not_ready, is_draining, is_closed, down });
         HealthState { state: Arc::new(state), services: services.into_iter().collect() }
     }
 
@@ -44,6 +48,18 @@ impl HealthState {
 
     pub fn set_not_ready(&self, reason: impl Into<Arc<str>>) {
         self.set(Some(reason.into()));
+    }
+
+    /// One service works, or why it does not. The others go on. Whether that is news.
+    pub fn set_service(&self, service: &'static str, down: Option<Arc<str>>) -> bool {
+        self.state.send_if_modified(|state| {
+            let changes = state.down.contains_key(service) != down.is_some();
+            match down {
+                Some(reason) => state.down.insert(service, reason),
+                None => state.down.remove(service),
+            };
+            changes
+        })
     }
 
     fn set(&self, not_ready: Option<Arc<str>>) {
@@ -94,8 +110,12 @@ impl HealthState {
     }
 }
 
-fn serving(state: &State) -> ServingStatus {
-    if state.not_ready.is_none() { ServingStatus::Serving } else { ServingStatus::NotServing }
+fn serving(state: &State, service: &str) -> ServingStatus {
+    if state.not_ready.is_none() && !state.down.contains_key(service) {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    }
 }
 
 fn answer(status: ServingStatus) -> HealthCheckResponse {
@@ -112,7 +132,7 @@ impl Health for HealthState {
         if !self.knows(&service) {
             return Err(Error::not_found("service", service).into());
         }
-        Ok(Response::new(answer(serving(&self.state.borrow()))))
+        Ok(Response::new(answer(serving(&self.state.borrow(), &service))))
     }
 
     async fn list(
@@ -127,9 +147,9 @@ impl Health for HealthState {
             }
             .into());
         }
-        let status = answer(serving(&self.state.borrow()));
+        let state = self.state.borrow();
         let names = self.services.iter().copied().chain([""]);
-        let statuses = names.map(|name| (name.to_owned(), status)).collect();
+        let statuses = names.map(|name| (name.to_owned(), answer(serving(&state, name)))).collect();
         Ok(Response::new(HealthListResponse { statuses }))
     }
 
@@ -140,25 +160,30 @@ impl Health for HealthState {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let is_known = self.knows(&request.into_inner().service);
-        let changes = (self.state.subscribe(), None);
-        let statuses = stream::try_unfold(changes, move |(mut changes, last)| async move {
-            loop {
-                let (status, is_closed) = {
-                    let state = changes.borrow_and_update();
-                    let status =
-                        if is_known { serving(&state) } else { ServingStatus::ServiceUnknown };
-                    (status, state.is_closed)
-                };
-                if last != Some(status) {
-                    return Ok(Some((answer(status), (changes, Some(status)))));
+        let service: Arc<str> = request.into_inner().service.into();
+        let is_known = self.knows(&service);
+        let changes = (self.state.subscribe(), None, service);
+        let statuses =
+            stream::try_unfold(changes, move |(mut changes, last, service)| async move {
+                loop {
+                    let (status, is_closed) = {
+                        let state = changes.borrow_and_update();
+                        let status = if is_known {
+                            serving(&state, &service)
+                        } else {
+                            ServingStatus::ServiceUnknown
+                        };
+                        (status, state.is_closed)
+                    };
+                    if last != Some(status) {
+                        return Ok(Some((answer(status), (changes, Some(status), service))));
+                    }
+                    // The sender outlives its streams; were it gone, so would the server be.
+                    if is_closed || changes.changed().await.is_err() {
+                        return Err(Error::ShuttingDown.into());
+                    }
                 }
-                // The sender outlives its streams; were it gone, so would the server be.
-                if is_closed || changes.changed().await.is_err() {
-                    return Err(Error::ShuttingDown.into());
-                }
-            }
-        });
+            });
         Ok(Response::new(Box::pin(statuses)))
     }
 }
@@ -193,6 +218,27 @@ mod tests {
         health.set_draining();
         health.set_ready(true);
         assert!(!health.is_ready());
+    }
+
+    #[tokio::test]
+    async fn one_service_may_be_down_alone() {
+        let health = HealthState::new(["a.B", "a.C"]);
+        health.set_ready(true);
+        let check = async |name: &str| health.check(of(name)).await.unwrap().into_inner().status();
+        let mut watched = health.watch(of("a.B")).await.unwrap().into_inner();
+        assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
+        assert!(health.set_service("a.B", Some("its store is down".into())));
+        assert!(!health.set_service("a.B", Some("still".into())));
+        assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+        assert_eq!(check("a.B").await, ServingStatus::NotServing);
+        assert_eq!(check("a.C").await, ServingStatus::Serving);
+        assert_eq!(check("").await, ServingStatus::Serving);
+        assert!(health.is_ready());
+        let list = health.list(Request::new(HealthListRequest {})).await.unwrap().into_inner();
+        assert_eq!(list.statuses["a.B"].status(), ServingStatus::NotServing);
+        assert_eq!(list.statuses["a.C"].status(), ServingStatus::Serving);
+        assert!(health.set_service("a.B", None));
+        assert_eq!(check("a.B").await, ServingStatus::Serving);
     }
 
     #[tokio::test]

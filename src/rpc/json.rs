@@ -1,6 +1,6 @@
 //! Free JSON as canonical text: its limits, which every caller is told, and shapes of ours in it.
 
-use super::object::{Object, of_json};
+use super::json_object::{Object, of_json};
 use crate::Reason;
 use crate::store::canonical::{Json, compare_keys, write_string, write_value};
 use crate::store::log::hex;

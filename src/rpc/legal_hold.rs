@@ -195,7 +195,8 @@ fn read_refs(f: &mut Fields, refs: Vec<pb::ResourceRef>) -> Json {
             return serde_json::Value::Null;
         };
         f.reference_id(&name, &id);
-        serde_json::json!({"kind": name, "id": f.id("id", id)})
+        let id = f.id_of(&name, "id", id);
+        serde_json::json!({"kind": name, "id": id})
     });
     json::of_value(&serde_json::Value::Array(refs))
 }

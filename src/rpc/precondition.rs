@@ -34,7 +34,7 @@ impl Fields {
             };
             let kind = facts.kind;
             fields.reference_id(kind, &reference.id);
-            Some(Precondition { kind, id: fields.id("id", reference.id), wants })
+            Some(Precondition { kind, id: fields.id_of(kind, "id", reference.id), wants })
         })
     }
 }

@@ -7,7 +7,7 @@ use super::page::{Binding, Pager, RankedPage, unpaged};
 use super::precedent::case_hash;
 use super::search_receipt::{Keep, KeptHit, kept_near, may_keep};
 use super::wire::{Fields, kind_name, kind_number};
-use super::{Answer, Api, Paged as _, Parts, filter, object, open};
+use super::{Answer, Api, Paged as _, Parts, filter, json_object, open};
 use crate::error::Violation;
 use crate::pb;
 use crate::store::caller::Caller;
@@ -357,7 +357,7 @@ fn word_fused(
         uid: fused.uid.to_string(),
         score: fused.score,
         highlights,
-        fields: fields.and_then(|fields| object::of_json(&fields)),
+        fields: fields.and_then(|fields| json_object::of_json(&fields)),
         // At most as many as a leg has rows.
         text_rank: fused.text_rank as i32,
         text_score: fused.text_score,
@@ -382,7 +382,7 @@ fn hit(hit: Hit) -> pb::SearchHit {
         uid: place.uid.to_string(),
         score: place.score,
         highlights,
-        fields: fields.and_then(|fields| object::of_json(&fields)),
+        fields: fields.and_then(|fields| json_object::of_json(&fields)),
         ..Default::default()
     }
 }

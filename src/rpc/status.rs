@@ -115,6 +115,13 @@ fn status(error: Error, last_sequence: Option<i64>) -> Status {
             details.set_retry_info(Some(RETRY_UNAVAILABLE));
             info.add("backend", (*backend).to_owned());
         }
+        Error::TooLarge { limit_bytes } => info.add("limit_bytes", limit_bytes.to_string()),
+        Error::OutOfRange { metadata: (key, value), .. } => info.add(key, value.to_string()),
+        Error::DataLoss { metadata, .. } => {
+            for (key, value) in metadata {
+                info.add(key, value.clone());
+            }
+        }
         Error::Exhausted { retry_after: None, .. }
         | Error::Expired(_)
         | Error::Within { .. }
@@ -132,13 +139,14 @@ fn code(error: &Error) -> Code {
     match error {
         Error::Invalid { .. } => Code::InvalidArgument,
         Error::NotFound { .. } => Code::NotFound,
-        Error::Expired(_) => Code::OutOfRange,
+        Error::Expired(_) | Error::OutOfRange { .. } => Code::OutOfRange,
         Error::Taken { .. } | Error::Occupied { .. } => Code::AlreadyExists,
         Error::Stale { .. } | Error::Conflict(_) => Code::Aborted,
         Error::Refused { .. } => Code::FailedPrecondition,
         Error::Unauthenticated { .. } => Code::Unauthenticated,
         Error::Forbidden { .. } => Code::PermissionDenied,
-        Error::Exhausted { .. } => Code::ResourceExhausted,
+        Error::Exhausted { .. } | Error::TooLarge { .. } => Code::ResourceExhausted,
+        Error::DataLoss { .. } => Code::DataLoss,
         Error::Unavailable { .. } | Error::ShuttingDown => Code::Unavailable,
         Error::CommitUnknown(_) => Code::Unknown,
         Error::DeadlineExceeded(_) => Code::DeadlineExceeded,
@@ -321,6 +329,7 @@ fn log(error: &Error) -> Option<Uuid> {
         Error::Unavailable { backend, .. } => {
             tracing::warn!(backend, cause = causes(error), "back end unavailable");
         }
+        Error::DataLoss { message, .. } => tracing::error!(message, "what is kept is damaged"),
         Error::CommitUnknown(_) => {
             tracing::warn!(cause = causes(error), "outcome of a commit unknown");
         }

@@ -2,8 +2,8 @@
 
 use crate::error::Violation;
 use crate::pb;
-use crate::rpc::object::Object;
-use crate::rpc::{descriptor, json, object};
+use crate::rpc::json_object::Object;
+use crate::rpc::{descriptor, json, json_object};
 use crate::store::caller::Caller;
 use crate::store::canonical::{Json, to_micros};
 use crate::store::change::OnConflict;
@@ -364,7 +364,7 @@ impl Fields {
     /// An object of free JSON as canonical text; `{}` where it is absent.
     pub fn object(&mut self, field: &str, value: Option<Object>) -> Json {
         let Some(value) = value else { return Json::object() };
-        match object::to_json(&value) {
+        match json_object::to_json(&value) {
             Ok(json) => json,
             Err((reason, description)) => {
                 self.wrong_because(reason, field, description);
@@ -492,7 +492,8 @@ impl Fields {
         if version < 0 {
             self.wrong("version", "must not be negative");
         }
-        serde_json::json!({"kind": kind, "id": self.id("id", id), "version": version})
+        let id = self.id_of(&kind_name(kind).unwrap_or_default(), "id", id);
+        serde_json::json!({"kind": kind, "id": id, "version": version})
     }
 
     /// An etag, if one is given. Any other text is simply not the current one.

@@ -1,6 +1,7 @@
 //! Decisions: what a machine decided about a case, and where it stands.
 
 use super::Store;
+use super::attachment::Attachment;
 use super::caller::Caller;
 use super::canonical::Json;
 use super::change::{
@@ -8,6 +9,7 @@ use super::change::{
 };
 use super::child::{self, Child as _, Move, Moved, Parent};
 use super::critic_output::CriticOutput;
+use super::evidence_bundle::EvidenceBundle;
 use super::filter::{Field, FieldKind, Params as Dynamic};
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
@@ -279,6 +281,8 @@ impl Parent for Decision {
         Box::pin(async move {
             let mut moved = child::move_children::<CriticOutput>(tx, moves).await?;
             moved.extend(child::move_children::<Override>(tx, moves).await?);
+            moved.extend(child::move_children::<EvidenceBundle>(tx, moves).await?);
+            moved.extend(child::move_children::<Attachment>(tx, moves).await?);
             Ok(moved)
         })
     }

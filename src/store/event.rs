@@ -2,6 +2,7 @@
 
 use super::canonical::{Json, object_of, parse_object};
 use super::log::{Entry, LogRow, Told};
+use super::noun::Noun;
 use super::write::{Applied, Change, Foreseen, Outcome, RowKey, Tx};
 use crate::{Result, row};
 use futures_util::future::BoxFuture;
@@ -46,6 +47,24 @@ pub struct LogEvent {
 }
 
 impl LogEvent {
+    /// Something that the caller did with a version of a resource, without changing it.
+    pub fn of<T: Noun>(noun: &T, action: &str, metadata: Json) -> Self {
+        let event = Event {
+            user_id: String::new(),
+            username: String::new(),
+            success: true,
+            error_message: String::new(),
+            object_key: String::new(),
+            target_kind: T::KIND.to_owned(),
+            target_id: noun.id().to_owned(),
+            target_version: noun.meta().version,
+            metadata,
+            reporter: String::new(),
+        };
+        let told = Told::default();
+        Self { uid: Uuid::now_v7(), action: action.to_owned(), event, told }
+    }
+
     fn entry(&self, actor: &str) -> Entry {
         let mut event = self.event.clone();
         if !event.user_id.is_empty() && event.user_id != actor {

@@ -640,7 +640,7 @@ pub(super) fn from_micros(micros: i64) -> Option<SystemTime> {
 }
 
 /// The least text above every text that starts with `prefix`, in byte order; none if there is no such text.
-fn successor(prefix: &str) -> Option<String> {
+pub fn successor(prefix: &str) -> Option<String> {
     let mut kept = prefix.to_owned();
     while let Some(last) = kept.pop() {
         // The step from U+D7FF goes over the surrogates.

@@ -89,6 +89,14 @@ impl Cursor {
             uid: Uuid::try_parse(uid.as_deref()?).ok()?,
         })
     }
+
+    /// The first sort key, where it is text.
+    pub fn first_text(&self) -> Option<&str> {
+        match self.keys.first() {
+            Some(Some(Scalar::Text(text))) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// The opposite of [`key_text`].

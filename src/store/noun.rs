@@ -47,6 +47,9 @@ pub trait Noun: FromRow + Clone + PartialEq + Sync {
     /// Fields that no two live resources share, beside the id; a conflict that is not the id's is theirs.
     const ALSO_UNIQUE: &'static [&'static str] = &[];
 
+    /// What must hold, over the alias `d`, for a deleted row to be purged.
+    const PURGEABLE: &'static str = "TRUE";
+
     /// What to tell the caller whose new row's id is taken.
     fn taken(id: &str) -> Error {
         Error::Taken { kind: Self::KIND, id: id.to_owned(), fields: Vec::new() }
@@ -152,6 +155,8 @@ pub struct Facts {
     pub ids_of_tenant: bool,
     /// What it is a part of, and the column that has its id.
     pub part_of: Option<(&'static str, &'static str)>,
+    /// What must hold, over the alias `d`, for a deleted row to be purged.
+    pub purgeable: &'static str,
     /// Its own columns.
     pub columns: &'static [&'static str],
 }
@@ -308,6 +313,7 @@ macro_rules! noun {
             resolve: $crate::noun!(@resolve $module $(by $resolved)? $($(, $waiting)*)?),
             ids_of_tenant: <$name as $crate::store::noun::Noun>::IDS_OF_TENANT,
             part_of: $crate::noun!(@part $($parent $parent_id)?),
+            purgeable: <$name as $crate::store::noun::Noun>::PURGEABLE,
             columns: &[$(stringify!($field)),*],
         };
 

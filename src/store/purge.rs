@@ -1,12 +1,14 @@
 //! Purging: what was deleted goes for good, with its content in the log; the log keeps its entries and hashes (C25).
 
 use super::NOUNS;
+use super::blob::change::{UNREFER, erase_free};
+use super::evidence_bundle::EvidenceBundle;
 use super::facts;
 use super::filter::{Filter, Params as Dynamic};
 use super::legal_hold::{Leaving, kept};
 use super::list::ListQuery;
 use super::log::{Entry, LogRow};
-use super::noun::Facts;
+use super::noun::{Facts, Noun as _};
 use super::postgres::read_rows;
 use super::write::{Applied, Change, Outcome, RowKey, Tx};
 use crate::{Error, Reason, Result, queries, row};
@@ -75,8 +77,8 @@ impl Change for Purge {
     ) -> BoxFuture<'a, Result<Vec<Outcome<Purged>>>> {
         Box::pin(async move {
             let mut outcomes = Vec::with_capacity(changes.len());
-            for Applied { change, .. } in changes {
-                let (answer, entries) = change.run(tx).await?;
+            for Applied { change, caller } in changes {
+                let (answer, entries) = change.run(tx, caller.acting()).await?;
                 outcomes.push(Outcome::Done { answer, entries, shown: Vec::new() });
             }
             Ok(outcomes)
@@ -93,7 +95,7 @@ impl Change for Purge {
 const PURGED: &str = "PURGE";
 
 impl Purge {
-    async fn run(&self, tx: &Tx<'_>) -> Result<(Purged, Vec<Entry>)> {
+    async fn run(&self, tx: &Tx<'_>, author: &str) -> Result<(Purged, Vec<Entry>)> {
         let buried = self.buried(tx).await?;
         let mut parts: Vec<(&'static Facts, Vec<Buried>)> = Vec::new();
         for part in NOUNS
@@ -127,13 +129,18 @@ impl Purge {
             };
         }
         let goes = |id: &str| !held.contains(id) && !floored.contains(id);
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes) = (Vec::new(), Vec::new());
         for (part, rows) in &parts {
             let rows: Vec<&Buried> = rows.iter().filter(|row| goes(&row.parent_id)).collect();
-            remove(tx, part, &rows, &mut entries).await?;
+            let freed = remove(tx, part, &rows, &mut entries).await?;
+            if part.kind == EvidenceBundle::KIND {
+                bytes.extend(freed);
+            }
         }
         let rows: Vec<&Buried> = buried.iter().filter(|row| goes(&row.id)).collect();
         remove(tx, self.facts, &rows, &mut entries).await?;
+        // What a bundle says is nowhere else than in its row, in the log and in these bytes.
+        entries.extend(erase_free(tx, bytes, author).await?);
         let kept_by_floor = floored.iter().filter(|id| !held.contains(*id)).count() as i64;
         let purged = Purged { purged: rows.len() as i64, held: held.len() as i64, kept_by_floor };
         Ok((purged, entries))
@@ -147,6 +154,7 @@ impl Purge {
         let mut conditions = query.conditions(&mut params);
         let until = tx.now.checked_sub(self.older_than).unwrap_or(SystemTime::UNIX_EPOCH);
         conditions.push(format!("d.delete_time <= {}", params.push(until)));
+        conditions.push(self.facts.purgeable.to_owned());
         let sql = format!(
             "{} WHERE {} ORDER BY d.delete_time, d.uid LIMIT {} FOR UPDATE SKIP LOCKED",
             select(self.facts),
@@ -170,7 +178,10 @@ async fn parts_of(tx: &Tx<'_>, part: &'static Facts, of: &[Buried]) -> Result<Ve
         params.push(ids),
         params.push(times),
     );
-    read_rows(&tx.dynamic(&sql, &params).await?)
+    let mut parts: Vec<Buried> = read_rows(&tx.dynamic(&sql, &params).await?)?;
+    // Where several wholes of one id go at once, a part is found for each that was deleted after it.
+    parts.dedup_by_key(|part| part.uid);
+    Ok(parts)
 }
 
 fn select(facts: &Facts) -> String {
@@ -187,17 +198,19 @@ fn select(facts: &Facts) -> String {
     )
 }
 
+/// Removes rows, and tells the uids of the blobs that they referred to.
 async fn remove(
     tx: &Tx<'_>,
     facts: &'static Facts,
     rows: &[&Buried],
     entries: &mut Vec<Entry>,
-) -> Result<()> {
+) -> Result<Vec<Uuid>> {
     if rows.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let ids = rows.iter().map(|row| row.id.clone()).collect();
-    let uids = rows.iter().map(|row| row.uid).collect();
+    let uids: Vec<Uuid> = rows.iter().map(|row| row.uid).collect();
+    let freed = tx.run(&UNREFER, &(uids.clone(),)).await?;
     tx.run(&PURGE, &(facts.kind.to_owned(), ids, uids)).await?;
     entries.extend(rows.iter().map(|row| Entry {
         kind: facts.kind,
@@ -208,7 +221,7 @@ async fn remove(
         document: Vec::new(),
         told: None,
     }));
-    Ok(())
+    Ok(freed.into_iter().map(|found| found.uid).collect())
 }
 
 /// The nouns whose deleted resources can be purged; parts go with the whole, and what runs the deployment stays.

@@ -6,6 +6,7 @@
 
 pub mod hybrid;
 pub mod kinds;
+pub mod objects;
 pub mod precedents;
 pub mod ranking;
 
@@ -111,11 +112,16 @@ impl Words {
 
     fn bind(&self, tenant: &str, params: &mut Params) -> Wanted {
         let query = self.query(params);
-        // Quoted as tsquery has it, where a backslash escapes too. A name of a tenant has neither.
-        let tenant = tenant.replace('\\', "\\\\").replace('\'', "''");
-        let tenant = params.push(format!("'tenant:{tenant}'"));
-        Wanted { query, tenant: format!("{tenant}::tsquery") }
+        Wanted { query, tenant: lexeme(tenant, params) }
     }
+}
+
+/// A `tsquery` of the lexeme that all rows of a tenant have.
+fn lexeme(tenant: &str, params: &mut Params) -> String {
+    // Quoted as tsquery has it, where a backslash escapes too. A name of a tenant has neither.
+    let tenant = tenant.replace('\\', "\\\\").replace('\'', "''");
+    let tenant = params.push(format!("'tenant:{tenant}'"));
+    format!("{tenant}::tsquery")
 }
 
 impl Wanted {

@@ -48,6 +48,7 @@ pub struct Snapshot {
 }
 
 /// One statement to run at a moment of its own.
+#[derive(Default)]
 pub(super) struct Look {
     pub sql: String,
     pub params: filter::Params,
@@ -58,11 +59,15 @@ pub(super) struct Look {
     pub since: Option<i64>,
     /// What it is planned and run by, if not as usual.
     pub settings: Vec<Setting>,
+    /// One of the kept statements, and its parameter, to be run at the same moment.
+    pub beside: Option<(&'static str, String)>,
 }
 
 /// What one statement found at one moment.
 pub(super) struct Glance {
     pub rows: Vec<Row>,
+    /// What the statement beside it found.
+    pub beside: Vec<Row>,
     pub now: SystemTime,
     /// As in a [`Snapshot`].
     pub head: i64,
@@ -185,7 +190,7 @@ impl Store {
         let op = Op::new(name, Lane::Work, caller.deadline, move |conn| {
             let (begin, look) = (begin.clone(), Arc::clone(&look));
             Box::pin(async move {
-                let Look { sql, params, common, since, settings } = &*look;
+                let Look { sql, params, common, since, settings, beside } = &*look;
                 let begin = begin(&conn).await?;
                 let prepared = if *common { Some(conn.prepare(sql).await?) } else { None };
                 let archived = match since {
@@ -196,9 +201,19 @@ impl Store {
                     [] => None,
                     some => Some((conn.prepare(SET.sql()).await?, settings_params(some))),
                 };
+                let beside = match beside {
+                    Some((sql, param)) => Some((conn.prepare(sql).await?, param)),
+                    None => None,
+                };
                 // Each is sent on its first poll, so in this order.
-                let (begun, set, archived, rows, ended) = futures_util::join!(
+                let (begun, beside, set, archived, rows, ended) = futures_util::join!(
                     begin.send(&conn),
+                    async {
+                        match &beside {
+                            Some((sql, param)) => conn.client().query(sql, &[param]).await,
+                            None => Ok(Vec::new()),
+                        }
+                    },
                     async {
                         match &set {
                             Some((set, params)) => conn.client().query(set, &params.as_sql()).await,
@@ -220,13 +235,14 @@ impl Store {
                     conn.client().batch_execute("COMMIT"),
                 );
                 // The first failure is the cause; what follows it only reports an aborted transaction.
-                let ((now, head), _, archived, rows) = (begun?, set?, archived?, rows?);
+                let ((now, head), beside, _, archived, rows) =
+                    (begun?, beside?, set?, archived?, rows?);
                 ended?;
                 conn.done();
                 if let Some(seq) = *since {
                     archive::known_since(&read_rows(&archived)?, seq)?;
                 }
-                Ok(Glance { rows, now, head })
+                Ok(Glance { rows, beside, now, head })
             })
         });
         self.backend.call(op).await
@@ -298,8 +314,8 @@ impl Store {
                 (None, _) => (ListQuery { snapshot: None, ..query.clone() }, None),
             };
             let (sql, params) = page_of::<R>(listing, &asked);
-            let look = Look { sql, params, common: asked.is_common(), since, settings: Vec::new() };
-            let Glance { rows, now, head } = self.glance(caller, listing.op, look).await?;
+            let look = Look { sql, params, common: asked.is_common(), since, ..Look::default() };
+            let Glance { rows, now, head, .. } = self.glance(caller, listing.op, look).await?;
             let seq = query.snapshot.unwrap_or(head);
             if seq > head {
                 return Err(in_the_future());
@@ -331,7 +347,7 @@ pub(super) async fn read_listing<R: FromRow>(
 }
 
 /// The log number that a listing is read at, and the query to ask here.
-async fn as_it_stood(
+pub(super) async fn as_it_stood(
     snapshot: &Snapshot,
     listing: &Listing,
     query: &ListQuery,

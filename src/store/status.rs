@@ -192,6 +192,20 @@ impl Store {
         self.rows(Lane::Admin, query, params).await
     }
 
+    /// The same on another lane than that of administration.
+    pub(super) async fn lane_rows<P, R>(
+        &self,
+        lane: Lane,
+        query: &'static super::query::Query<P, R>,
+        params: P,
+    ) -> Result<Vec<R>>
+    where
+        P: super::query::Params + 'static,
+        R: super::query::FromRow,
+    {
+        self.rows(lane, query, params).await
+    }
+
     async fn admin_row<P, R>(
         &self,
         query: &'static super::query::Query<P, R>,

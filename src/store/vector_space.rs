@@ -9,12 +9,15 @@ use super::filter::{Condition, Field, FieldKind, Filter, Op, Value};
 use super::legal_hold;
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
-use super::noun::Noun;
+use super::noun::{Meta, Noun};
+use super::postgres::read_rows;
 use super::vector_index::IndexSpec;
 use super::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Reason, Result, noun, queries, row};
 use futures_util::future::BoxFuture;
 use std::collections::HashSet;
+use std::sync::Arc;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 pub const DIMENSIONS_MAX: i32 = 16_000;
@@ -110,7 +113,21 @@ row! {
     }
 }
 
+row! {
+    /// What a name stands for, as far as it takes to tell whether that is the same as before.
+    pub struct Standing {
+        pub uid: Uuid,
+        pub version: i64,
+    }
+}
+
 queries! { "vector_space" {
+    /// What an id stands for.
+    OF_ID(String) -> Standing =
+        "SELECT {*} FROM vector_space WHERE id = $1 AND delete_time IS NULL";
+    /// What an alias stands for.
+    OF_ALIAS(String) -> Standing =
+        "SELECT {*} FROM vector_space WHERE aliases ? $1 AND delete_time IS NULL";
     /// Of live spaces those in which embeddings are held, by their full ids, each with one of the holds.
     HELD_WITHIN(Vec<String>) -> HeldWithin =
         "SELECT DISTINCT ON (s.id) s.id AS space_id, h.id AS hold_id, r.value ->> 'id' AS held_id \
@@ -132,6 +149,32 @@ queries! { "vector_space" {
          SELECT n.name, s.id FROM unnest($1::text[]) AS n (name) \
          JOIN vector_space AS s ON s.aliases ? n.name AND s.delete_time IS NULL";
 } }
+
+/// A space that a name, an id or an alias, stood for a short while ago. Whoever goes by it asks at the moment of reading
+/// whether it still does, which takes no round trip of its own.
+#[derive(Clone)]
+pub struct Guess {
+    pub name: String,
+    pub space: Arc<VectorSpace>,
+}
+
+impl Guess {
+    /// The statement that tells, and its parameter.
+    pub(super) fn question(&self) -> (&'static str, String) {
+        let sql = if self.name == self.space.id { OF_ID.sql() } else { OF_ALIAS.sql() };
+        (sql, self.name.clone())
+    }
+
+    /// Fails with `NotFound` unless the name stands for the space, and that is as it was.
+    pub(super) fn check(&self, answer: &[Row]) -> Result<()> {
+        let mut standing = read_rows::<Standing>(answer)?.into_iter();
+        let Meta { uid, version, .. } = self.space.meta;
+        match standing.next() {
+            Some(now) if (now.uid, now.version) == (uid, version) => Ok(()),
+            _ => Err(Error::not_found(VectorSpace::KIND, self.name.clone())),
+        }
+    }
+}
 
 impl VectorSpace {
     pub fn alias_list(&self) -> Vec<String> {
@@ -495,6 +538,17 @@ impl Store {
             })
         })
         .await
+    }
+
+    /// What a name stood for when it was last looked up.
+    pub fn guess_space(&self, caller: &Caller, name: &str) -> Option<Guess> {
+        self.spaces.get(&(Arc::clone(&caller.tenant), name.to_owned()))
+    }
+
+    /// Keeps what a name was found to stand for now.
+    pub fn keep_space(&self, caller: &Caller, name: String, space: &Arc<VectorSpace>) {
+        let key = (Arc::clone(&caller.tenant), name.clone());
+        self.spaces.put(key, Guess { name, space: Arc::clone(space) });
     }
 
     /// The space with that alias, at a log number; `None` means now.

@@ -221,6 +221,16 @@ pub struct Metrics {
     pub write_queue: Gauge,
     /// Writes answered from the ledger.
     pub request_replays: Counter,
+    /// Bytes of blobs in memory.
+    pub blob_in_flight_bytes: Gauge,
+    /// Uploads that are under way, or were when a server ended, in all tenants.
+    pub blob_pending: Gauge,
+    /// Keys of the store whose bytes are to be removed.
+    pub blob_orphans: Gauge,
+    /// Times that stored bytes were found damaged.
+    pub blob_corrupt: Counter,
+    /// Bytes of blobs that were read only to see whether they are right.
+    pub blob_scrubbed_bytes: Counter,
     refresh: Mutex<Vec<Refresh>>,
 }
 
@@ -311,6 +321,23 @@ impl Metrics {
         let read_batch_requests = Buckets(&REQUESTS).new_metric();
         let (write_queue, request_replays) = (Gauge::default(), Counter::default());
         let auth_failures = Family::<ByReason, Counter>::default();
+        let blob_in_flight_bytes = Gauge::default();
+        let (blob_pending, blob_orphans, blob_corrupt) =
+            (Gauge::default(), Gauge::default(), Counter::default());
+        r.register(
+            "casebook_blob_in_flight_bytes",
+            "Bytes of blobs in memory",
+            blob_in_flight_bytes.clone(),
+        );
+        r.register("casebook_blob_pending", "Uploads under way or left", blob_pending.clone());
+        r.register("casebook_blob_orphans", "Stored bytes to be removed", blob_orphans.clone());
+        let blob_scrubbed_bytes = Counter::default();
+        r.register(
+            "casebook_blob_scrubbed_bytes",
+            "Bytes of blobs read to see whether they are right",
+            blob_scrubbed_bytes.clone(),
+        );
+        r.register("casebook_blob_corrupt", "Damaged blobs that were found", blob_corrupt.clone());
         r.register(
             "casebook_write_batch_requests",
             "Requests in one write transaction",
@@ -344,6 +371,11 @@ impl Metrics {
             read_batch_requests,
             write_queue,
             request_replays,
+            blob_in_flight_bytes,
+            blob_pending,
+            blob_orphans,
+            blob_corrupt,
+            blob_scrubbed_bytes,
             refresh: Mutex::default(),
         }
     }
@@ -449,6 +481,11 @@ mod tests {
         has(&page, "casebook_write_batch_requests_sum 3.0");
         has(&page, "casebook_read_batch_requests_count 0");
         has(&page, "casebook_write_queue 0");
+        has(&page, "casebook_blob_in_flight_bytes 0");
+        has(&page, "casebook_blob_pending 0");
+        has(&page, "casebook_blob_orphans 0");
+        has(&page, "casebook_blob_corrupt_total 0");
+        has(&page, "casebook_blob_scrubbed_bytes_total 0");
         has(&page, "casebook_request_replays_total 1");
         has(&page, "casebook_pool_in_use{pool=\"read\"} 4");
         has(&page, "casebook_pool_wait_seconds_count{pool=\"read\"} 0");

@@ -133,6 +133,12 @@ pub const NOUNS: &[Noun] = &[
         )
     },
     noun(
+        "evidence_bundle",
+        ["EvidenceService", "ListEvidenceBundles", "CreateEvidenceBundle"],
+        Fixed,
+        &["object_key", "size_bytes"],
+    ),
+    noun(
         "precedent",
         ["PrecedentService", "ListPrecedents", "BatchCreatePrecedents"],
         Any,
@@ -221,6 +227,10 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
         "it tells who is alive now, and a heartbeat that is repeated later would be a lie",
     ),
     ("operation", "it is work of the server that it was begun on"),
+    ("blob", "its bytes are in a store of this deployment"),
+    ("attachment", "its blob is not transferred"),
+    ("object", "it stands for blobs of this deployment"),
+    ("object_version", "it stands for a blob of this deployment"),
     ("search_receipt", "the revision that it was made at is one of this deployment"),
     ("tenant", "it belongs to the tenant \"system\""),
     ("api_token", "its secret cannot be read, and a credential should not be in a file"),

@@ -48,7 +48,7 @@ async fn the_capabilities_name_each_limit_once_with_its_unit() {
         assert!(limit.value >= 0, "{limit:?}");
     }
     assert!(answer.services.contains(&"casebook.v1.DecisionService".to_owned()));
-    assert_eq!(answer.services.len(), 18);
+    assert_eq!(answer.services.len(), 21);
     world.close().await;
 }
 
@@ -90,6 +90,11 @@ async fn the_limits_that_are_told_are_in_force() {
         metadata: Some(object(&[("k", &x(n - 8))])),
         ..decision("ALLOW", 0.5)
     }));
+    let key = of("object_key_max_bytes");
+    let stored = |n: usize| crate::object::put_external(&x(n), 1);
+    ok!(world.anonymous().objects().put_object(stored(key)));
+    let call = world.anonymous().objects().put_object(stored(key + 1)).await;
+    assert_eq!(call.unwrap_err().code(), tonic::Code::InvalidArgument);
     let counted = |n: usize| pb::GetDecisionStatisticsRequest {
         group_by: ["day", "hour", "state", "final_verdict"][..n]
             .iter()

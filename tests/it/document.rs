@@ -3,7 +3,7 @@
 use crate::help::*;
 use crate::world::{World, object, request, tree, wrong_fields};
 use casebook::pb;
-use casebook::rpc::object::Object;
+use casebook::rpc::json_object::Object;
 
 const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 

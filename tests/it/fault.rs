@@ -3,7 +3,7 @@
 mod cuts;
 mod limits;
 mod load;
-mod proxy;
+pub mod proxy;
 mod vectors;
 
 use crate::process::{PATIENCE, Postgres, Served, kill, long_tests};

@@ -9,13 +9,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const SERVICES: [&str; 18] = [
+const SERVICES: [&str; 21] = [
     "casebook.v1.AdminService",
     "casebook.v1.AuditService",
+    "casebook.v1.BlobService",
     "casebook.v1.ClaimService",
     "casebook.v1.DecisionService",
     "casebook.v1.DocumentService",
+    "casebook.v1.EvidenceService",
     "casebook.v1.ModelService",
+    "casebook.v1.ObjectService",
     "casebook.v1.OperationService",
     "casebook.v1.PolicyService",
     "casebook.v1.PrecedentService",

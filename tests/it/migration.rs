@@ -61,6 +61,8 @@ async fn fill(world: &World) {
         ..Default::default()
     };
     decisions.create_override(overruled).await.unwrap();
+    let bundle = crate::evidence::bundle("b1", "d1");
+    world.anonymous().evidence().create_evidence_bundle(bundle).await.unwrap();
     let rule = pb::PolicyRule { name: "n".into(), ..Default::default() };
     let rule = pb::CreatePolicyRuleRequest { policy_rule: Some(rule), ..Default::default() };
     world.anonymous().policies().create_policy_rule(rule).await.unwrap();
@@ -73,8 +75,16 @@ async fn every_step_goes_down_and_up_on_filled_tables() {
     let superuser = connect(&config).await;
     let mut migrator = Migrator::connect(&config).await.unwrap();
     let whole = ours(&superuser).await;
-    let of_nouns =
-        ["tenant", "api_token", "api_token_secret", "decision", "critic_output", "override"];
+    let of_nouns = [
+        "tenant",
+        "api_token",
+        "api_token_secret",
+        "decision",
+        "critic_output",
+        "override",
+        "evidence_bundle",
+        "blob_reference",
+    ];
 
     // From the newest down to each, and up again, each time with rows in all that is there.
     for steps in 1..=latest() as usize {
@@ -119,7 +129,7 @@ async fn every_step_goes_down_and_up_on_filled_tables() {
             .batch_execute(
                 "TRUNCATE casebook.log, casebook.log_head, casebook.request_ledger, casebook.tenant,
                  casebook.api_token, casebook.api_token_secret, casebook.decision, casebook.critic_output,
-                 casebook.override, casebook.policy_rule",
+                 casebook.override, casebook.policy_rule, casebook.blob, casebook.blob_intent CASCADE",
             )
             .await
             .unwrap();

@@ -195,7 +195,9 @@ impl Plan {
         self.scans.iter().all(|scan| {
             let beyond_tenant = scan.condition.matches('=').count()
                 + scan.condition.matches('<').count()
-                + scan.condition.matches('>').count();
+                + scan.condition.matches('>').count()
+                // Such an index knows nothing of tenants: what is contained drives it alone.
+                + scan.condition.matches("@>").count();
             scan.kind != "Seq Scan" && beyond_tenant > 1
         })
     }

@@ -51,6 +51,38 @@ const PRODUCED: &[(Reason, &str)] = &[
     (Reason::NotIndexable, "vector_index::an_index_that_cannot_be_is_refused"),
     (Reason::OperationActive, "upkeep::an_index_is_built_anew_under_load"),
     (Reason::VectorDamaged, "sync::what_is_lost_comes_back_and_what_is_damaged_is_sent_anew"),
+    (
+        Reason::HeaderRequired,
+        "blob_bad::an_upload_that_is_not_what_it_says_is_refused_and_leaves_nothing",
+    ),
+    (
+        Reason::DigestMismatch,
+        "blob_bad::an_upload_that_is_not_what_it_says_is_refused_and_leaves_nothing",
+    ),
+    (
+        Reason::SizeMismatch,
+        "blob_bad::an_upload_that_is_not_what_it_says_is_refused_and_leaves_nothing",
+    ),
+    (
+        Reason::BlobTooLarge,
+        "blob_bad::an_upload_that_is_not_what_it_says_is_refused_and_leaves_nothing",
+    ),
+    (Reason::WrongOffset, "blob_suite::ranges_are_the_bytes_they_name"),
+    (Reason::BlobCorrupt, "blob_store::damaged_bytes_are_told_marked_and_healed_by_the_right_ones"),
+    (Reason::Referenced, "blob_store::a_blob_that_something_refers_to_stays"),
+    (Reason::UploadExpired, "blob_session::an_upload_that_expires_says_so_and_its_bytes_go"),
+    (
+        Reason::UploadIncomplete,
+        "blob_session::what_does_not_fit_an_upload_is_refused_and_the_rest_stays",
+    ),
+    (
+        Reason::ChecksumMismatch,
+        "blob_session::what_does_not_fit_an_upload_is_refused_and_the_rest_stays",
+    ),
+    (Reason::UploadCompleted, "blob_session::uploads_go_on"),
+    (Reason::TooManyUploads, "blob_session::uploads_that_cannot_be_are_not_begun"),
+    (Reason::NotSignable, "blob_url::a_store_without_signatures_and_what_makes_no_url_are_refused"),
+    (Reason::BlobEncrypted, "blob_s3_url::what_is_encrypted_has_no_url"),
     (Reason::OnHold, "legal_hold::what_is_held_stays_until_it_is_released"),
 ];
 
@@ -80,6 +112,12 @@ fn every_reason_is_in_the_protocol_and_made_by_a_test() {
     let sources = [
         ("audit_archive", include_str!("audit_archive.rs")),
         ("batch", include_str!("batch.rs")),
+        ("blob_bad", include_str!("blob/bad.rs")),
+        ("blob_s3_url", include_str!("blob/s3/url.rs")),
+        ("blob_session", include_str!("blob/session.rs")),
+        ("blob_url", include_str!("blob/url.rs")),
+        ("blob_store", include_str!("blob/store.rs")),
+        ("blob_suite", include_str!("blob/suite.rs")),
         ("claim", include_str!("claim.rs")),
         ("decision", include_str!("decision.rs")),
         ("errors", include_str!("errors.rs")),

@@ -123,6 +123,7 @@ async fn what_is_exported_and_imported_is_the_same() {
         ("decision", 1200),
         ("document", 2),
         ("embedding", 1010),
+        ("evidence_bundle", 2),
         ("legal_hold", 2),
         ("metrics_snapshot", 2),
         ("model_checkpoint", 3),

@@ -3,7 +3,7 @@
 use casebook::config::Config;
 use casebook::embedded::{Embedded, Options};
 use casebook::pb;
-use casebook::rpc::object::Object;
+use casebook::rpc::json_object::Object;
 use casebook::server::{Database, Server};
 use casebook::store::migrate::Migrator;
 use std::path::PathBuf;
@@ -230,11 +230,15 @@ impl World {
             ("auth", "none"),
             ("drain_delay_ms", "0"),
             ("drain_timeout_ms", "5000"),
+            ("blob_store_url", "memory:"),
         ];
         let mut flags: Vec<(String, String)> = Vec::new();
         for (name, value) in defaults.iter().chain(settings) {
             flags.retain(|(known, _)| known != name);
-            flags.push(((*name).to_owned(), (*value).to_owned()));
+            // Nothing is no URL: without a store the setting is not there.
+            if (*name, *value) != ("blob_store_url", "") {
+                flags.push(((*name).to_owned(), (*value).to_owned()));
+            }
         }
         let config =
             Config::load(None, Vec::new(), flags).unwrap_or_else(|error| panic!("{error}"));
@@ -382,6 +386,20 @@ impl As {
 
     pub fn spaces(&self) -> pb::vector_space_service_client::VectorSpaceServiceClient<Wire> {
         pb::vector_space_service_client::VectorSpaceServiceClient::new(self.wire())
+    }
+
+    pub fn blobs(&self) -> pb::blob_service_client::BlobServiceClient<Wire> {
+        let client = pb::blob_service_client::BlobServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
+    pub fn evidence(&self) -> pb::evidence_service_client::EvidenceServiceClient<Wire> {
+        let client = pb::evidence_service_client::EvidenceServiceClient::new(self.wire());
+        client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    }
+
+    pub fn objects(&self) -> pb::object_service_client::ObjectServiceClient<Wire> {
+        pb::object_service_client::ObjectServiceClient::new(self.wire())
     }
 
     pub fn operations(&self) -> pb::operation_service_client::OperationServiceClient<Wire> {

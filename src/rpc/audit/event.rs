@@ -98,5 +98,6 @@ fn read_target(fields: &mut Fields, target: pb::ResourceRef) -> (String, String,
     if version < 0 {
         fields.wrong("version", "must not be negative");
     }
-    (kind, fields.id("id", id), version)
+    let id = fields.id_of(&kind, "id", id);
+    (kind, id, version)
 }

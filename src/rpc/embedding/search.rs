@@ -11,7 +11,7 @@ use crate::store::embedding::nearest::{Found, How, Method, Near, Nearest};
 use crate::store::embedding::{self, Embedding, full_id, in_space};
 use crate::store::filter::Filter;
 use crate::store::vector::{Numbers, score};
-use crate::store::vector_space::VectorSpace;
+use crate::store::vector_space::{Guess, VectorSpace};
 use crate::{Error, Result};
 use prost::Message as _;
 use std::sync::Arc;
@@ -103,6 +103,27 @@ impl Parts {
         read_mask: Option<prost_types::FieldMask>,
     ) -> Result<(Vec<Hits>, i64)> {
         let mask = Mask::new(read_mask)?;
+        if let ([(_, query)], true) = (&queries[..], again.is_plain())
+            && let Some(guess) = self.store.guess_space(caller, &query.vector_space_id)
+        {
+            let guessed = self.search_in(caller, queries.clone(), again, &mask, Some(guess)).await;
+            match guessed {
+                // The space may be another one now.
+                Err(Error::NotFound { .. } | Error::Invalid { .. }) => {}
+                found => return found,
+            }
+        }
+        self.search_in(caller, queries, again, &mask, None).await
+    }
+
+    async fn search_in(
+        &self,
+        caller: &Caller,
+        queries: Vec<(String, pb::VectorQuery)>,
+        again: Again,
+        mask: &Mask,
+        guess: Option<Guess>,
+    ) -> Result<(Vec<Hits>, i64)> {
         let seq = again.seq;
         let mut searches = Vec::with_capacity(queries.len());
         let mut limits = Vec::with_capacity(queries.len());
@@ -116,9 +137,19 @@ impl Parts {
                 r#where,
                 params,
             } = query;
-            let field = format!("{at}.vector_space_id");
-            let space = again.hold(self.space(caller, &field, vector_space_id, seq).await?)?;
-            let space = Arc::new(space);
+            let guess = guess.clone();
+            let space = match &guess {
+                Some(guess) => Arc::clone(&guess.space),
+                None => {
+                    let field = format!("{at}.vector_space_id");
+                    let space = self.space(caller, &field, vector_space_id.clone(), seq).await?;
+                    let space = Arc::new(again.hold(space)?);
+                    if again.is_plain() {
+                        self.store.keep_space(caller, vector_space_id, &space);
+                    }
+                    space
+                }
+            };
             let is_filtered = r#where.is_some();
             let asked =
                 filter::selector(embedding::LISTING.fields, r#where, &format!("{at}.where"))?;
@@ -165,7 +196,7 @@ impl Parts {
             how.exact |= again.exactly;
             let filter: Filter = in_space(&space, asked)?;
             let top_k = top_k.into();
-            searches.push(Nearest { space, target, top_k, filter, is_filtered, but, how });
+            searches.push(Nearest { space, target, top_k, filter, is_filtered, but, how, guess });
             limits.push((min_score.unwrap_or(f64::MIN), max_distance.unwrap_or(f64::MAX)));
         }
         let of = |search: &Nearest| (Arc::clone(&search.space), search.target.clone(), search.but);
@@ -181,7 +212,7 @@ impl Parts {
             });
             let (rows, distances): (Vec<Embedding>, Vec<f64>) =
                 near.map(|Near { row, distance }| (row, distance)).unzip();
-            let embeddings = self.embeddings(caller, rows, &mask).await?;
+            let embeddings = self.embeddings(caller, rows, mask).await?;
             let hits = embeddings.into_iter().zip(distances);
             let hits = hits.map(|(embedding, distance)| pb::VectorHit {
                 embedding: Some(embedding),

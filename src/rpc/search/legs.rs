@@ -32,6 +32,14 @@ pub struct Again {
     pub exactly: bool,
 }
 
+impl Again {
+    /// Whether nothing is made again: the search is one of now.
+    pub fn is_plain(&self) -> bool {
+        let Self { seq, space, like, exactly } = self;
+        seq.is_none() && space.is_none() && like.is_none() && !exactly
+    }
+}
+
 /// Which legs a search has.
 #[derive(Clone, Copy)]
 pub struct Asked {

@@ -12,7 +12,7 @@ use crate::store::query::FromRow;
 use crate::store::snapshot::{Glance, Look, Setting, Snapshot, in_the_future};
 use crate::store::vector::{Metric, Numbers};
 use crate::store::vector_index::{BINARY, FLOAT16, IVFFLAT, Index};
-use crate::store::vector_space::{COSINE, FLOAT32, VectorSpace};
+use crate::store::vector_space::{COSINE, FLOAT32, Guess, VectorSpace};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -77,6 +77,8 @@ pub struct Nearest {
     /// An embedding that is no hit.
     pub but: Option<Uuid>,
     pub how: How,
+    /// Where the space is only guessed. Such a search is made alone and now.
+    pub guess: Option<Guess>,
 }
 
 /// A hit, and how far away it is.
@@ -213,9 +215,7 @@ WHERE s.slice < 4096 AND s.slice < {slices}"
 
     /// How many candidates are looked at, where the caller does not say.
     pub fn candidates(&self, index: &Index) -> i64 {
-        self.how
-            .candidates
-            .unwrap_or_else(|| plan::candidates(index.codes, self.top_k, self.is_filtered))
+        self.how.candidates.unwrap_or_else(|| plan::candidates(index, self.top_k, self.is_filtered))
     }
 
     /// What an indexed search found, or `None` where it found less than there may be and should be made exactly.
@@ -253,7 +253,8 @@ const SEARCH: &str = "embedding.SEARCH";
 const SAMPLE: &str = "embedding.SAMPLE";
 
 impl Store {
-    /// The nearest of each search, all at one moment, and the log number of that moment.
+    /// The nearest of each search, all at one moment, and the log number of that moment. Fails with `NotFound` where the
+    /// space was guessed wrongly.
     pub async fn nearest(
         &self,
         caller: &Caller,
@@ -332,7 +333,7 @@ impl Store {
             let candidates = search.candidates(&index);
             // Its text depends on the index only, of which there are few as a rule.
             let common = !search.is_filtered && search.but.is_none() && self.indexes.are_few();
-            match self.look(caller, search.by(&index, candidates), common).await {
+            match self.look(caller, search, search.by(&index, candidates), common).await {
                 Ok(Glance { rows, head, .. }) => {
                     if let Some(found) = search.judge(&index, candidates, &rows)? {
                         return Ok((found, head));
@@ -345,14 +346,26 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let Glance { rows, head, .. } = self.look(caller, search.exactly(None), false).await?;
+        let Glance { rows, head, .. } =
+            self.look(caller, search, search.exactly(None), false).await?;
         Ok((Found { near: read_near(&rows)?, ..Found::default() }, head))
     }
 
-    async fn look(&self, caller: &Caller, asked: Asked, common: bool) -> Result<Glance> {
+    async fn look(
+        &self,
+        caller: &Caller,
+        search: &Nearest,
+        asked: Asked,
+        common: bool,
+    ) -> Result<Glance> {
         let Asked { sql, params, settings } = asked;
-        let look = Look { sql, params, common, since: None, settings };
-        self.glance(caller, SEARCH, look).await
+        let beside = search.guess.as_ref().map(Guess::question);
+        let look = Look { sql, params, common, since: None, settings, beside };
+        let glance = self.glance(caller, SEARCH, look).await?;
+        if let Some(guess) = &search.guess {
+            guess.check(&glance.beside)?;
+        }
+        Ok(glance)
     }
 
     /// The index to search by, if that is better than looking at what the filter leaves.
@@ -384,7 +397,7 @@ impl Store {
         if let Some(known) = self.selectivities.get(&key) {
             return Ok(Some(known));
         }
-        let look = Look { sql, params, common: false, since: None, settings: plan::exact() };
+        let look = Look { sql, params, settings: plan::exact(), ..Look::default() };
         let rows = match self.glance(caller, SAMPLE, look).await {
             Ok(Glance { rows, .. }) => rows,
             Err(error) if is_gone(&error) => {
@@ -426,7 +439,7 @@ impl Store {
              FROM unnest({uids}, {digests}) AS u (uid, digest) \
              JOIN embedding_vector AS x ON x.embedding_uid = u.uid AND x.digest = u.digest"
         );
-        let look = Look { sql, params, common: false, since: None, settings: Vec::new() };
+        let look = Look { sql, params, ..Look::default() };
         let Glance { rows, .. } = self.glance(caller, "embedding_vector.READ", look).await?;
         let found = rows.iter().map(|row| {
             let key = (row.try_get("embedding_uid")?, row.try_get("digest")?);

@@ -2,20 +2,14 @@
 
 use super::nearest::How;
 use crate::store::snapshot::Setting;
-use crate::store::vector_index::BINARY;
+use crate::store::vector_index::{BINARY, Index};
 use crate::{Error, Reason};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Codes in a sample: so few that it takes 2 ms, so many that a filter for one in a hundred is told from one for ten.
 const SAMPLE_ROWS: i64 = 500;
 /// Slices that samples may have: see `slice` in the migration.
 const SLICES: i64 = 65_536;
 const SAMPLED_SLICES: i64 = 4_096;
-/// How long a filter is taken to leave the same part of a space. It only decides how to search.
-const KEEP: Duration = Duration::from_secs(60);
-const KEPT_MAX: usize = 4_096;
 
 /// What a step costs, in microseconds: a point of an index with its embedding, an embedding that the filter leaves with
 /// its vector, and one that it does not leave.
@@ -81,15 +75,25 @@ fn plan(others: &str) -> Vec<Setting> {
 
 /// How many candidates make up for what codes lose, and for what a walk over a graph misses where a filter leaves few of
 /// the points that it comes by. Measured on real embeddings: see benches/vectors.rs.
-pub(in crate::store) fn candidates(codes: i16, top_k: i64, is_filtered: bool) -> i64 {
+pub(in crate::store) fn candidates(index: &Index, top_k: i64, is_filtered: bool) -> i64 {
     let wider = if is_filtered { FILTERED } else { 1 };
-    match codes {
-        BINARY => (top_k * 20 * wider).clamp(200 * wider, 1_000).max(top_k * 4),
+    match index.codes {
+        BINARY => {
+            let more = crowding(index.rows) * wider as f64;
+            let least = (200.0 * more) as i64;
+            ((top_k as f64 * 20.0 * more) as i64).clamp(least.min(1_000), 1_000).max(top_k * 4)
+        }
         _ => (top_k * 4 * wider).clamp(40 * wider, 1_000).max(top_k + top_k / 2),
     }
 }
 
 const FILTERED: i64 = 3;
+
+/// How many times as many candidates it takes where there are more codes: the more vectors, the more of them have nearly
+/// the same code. Twice as many for ten times the vectors, beyond those that were measured first.
+fn crowding(rows: i64) -> f64 {
+    (rows as f64 / 100_000.0).powf(0.3).max(1.0)
+}
 
 /// The slices of a sample of so many codes.
 pub(in crate::store) fn sample_slices(rows: i64) -> i64 {
@@ -112,26 +116,4 @@ pub(in crate::store) fn is_index_better(rows: i64, selectivity: f64, candidates:
 /// Whether a search failed because its index is gone: another has taken its place.
 pub(in crate::store) fn is_gone(error: &Error) -> bool {
     error.reason() == Reason::SchemaOutdated
-}
-
-/// What parts of spaces filters leave, by the digest of statement and values.
-#[derive(Clone, Default)]
-pub struct Selectivities(Arc<Mutex<HashMap<[u8; 32], (Instant, f64)>>>);
-
-impl Selectivities {
-    pub(super) fn get(&self, key: &[u8; 32]) -> Option<f64> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key).filter(|(since, _)| since.elapsed() < KEEP).map(|(_, part)| *part)
-    }
-
-    pub(super) fn put(&self, key: [u8; 32], part: f64) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT_MAX {
-            kept.retain(|_, (since, _)| since.elapsed() < KEEP);
-        }
-        if kept.len() >= KEPT_MAX {
-            kept.clear();
-        }
-        kept.insert(key, (Instant::now(), part));
-    }
 }

@@ -414,7 +414,7 @@ WHERE s.slice < 4096 AND s.slice < {slices}",
     fn most(&self, near: &Near, index: &Index) -> i64 {
         near.how
             .candidates
-            .unwrap_or_else(|| plan::candidates(index.codes, 2 * self.fusion.leg_limit, false))
+            .unwrap_or_else(|| plan::candidates(index, 2 * self.fusion.leg_limit, false))
     }
 
     /// What an indexed statement found, or `None` where its vector leg has less than there may be.

@@ -270,8 +270,7 @@ impl Store {
     pub async fn search(&self, caller: &Caller, search: Search) -> Result<Hits> {
         if search.snapshot.is_none() && search.shown.is_nothing() {
             let (sql, params) = search.ranking(&caller.tenant);
-            let look =
-                Look { sql, params, common: search.is_common(), since: None, settings: Vec::new() };
+            let look = Look { sql, params, common: search.is_common(), ..Look::default() };
             let Glance { rows, head, .. } = self.glance(caller, OP, look).await?;
             let mut found = read_found(&rows)?;
             let more = found.len() as i64 > search.limit;

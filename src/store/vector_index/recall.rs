@@ -135,6 +135,7 @@ impl Store {
                     is_filtered: false,
                     but: Some(uid),
                     how,
+                    guess: None,
                 };
                 let all =
                     self.timed(caller, search(How { exact: true, ..how }), &mut exact).await?;
@@ -189,7 +190,7 @@ impl Store {
                  WHERE s.slice < 4096 AND d.vector_digest = s.digest AND d.delete_time IS NULL ORDER BY s.slice < {from}, s.slice, s.embedding_uid LIMIT {limit}",
                 index.table()
             );
-            let look = Look { sql, params, common: false, since: None, settings: Vec::new() };
+            let look = Look { sql, params, ..Look::default() };
             let Glance { rows, .. } = self.glance(caller, "vector_index.SAMPLE", look).await?;
             if !rows.is_empty() {
                 return read_rows(&rows);
@@ -216,7 +217,7 @@ impl Store {
              WHERE s.slice < 4096 AND s.slice < {slices}",
             index.table()
         );
-        let look = Look { sql, params, common: false, since: None, settings: Vec::new() };
+        let look = Look { sql, params, ..Look::default() };
         let Glance { rows, .. } = self.glance(caller, "vector_index.SAMPLE", look).await?;
         let row = rows.first().ok_or_else(|| Error::internal("a count without a row"))?;
         Ok((row.try_get("seen")?, row.try_get("live")?))

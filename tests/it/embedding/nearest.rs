@@ -304,3 +304,50 @@ async fn more_vectors_than_an_answer_holds_are_refused() {
     fails!(who.vectors().list_embeddings(listed), InvalidArgument, "FIELD_INVALID");
     world.close().await;
 }
+
+/// A server goes by what a name stood for when it last looked; whatever another one did meanwhile, the answer is that of
+/// now.
+#[tokio::test]
+async fn a_name_is_searched_for_what_it_stands_for_now() {
+    let world = World::new().await;
+    let url = crate::world::url_of(&crate::world::config_of(&world.database).await);
+    let mut second = World::on(&world.database, &url, &[]).await;
+    let (who, other) = (world.anonymous(), second.anonymous());
+    for (id, dimensions) in [("two", 2), ("three", 3), ("both", 2)] {
+        space(&who, id, dimensions, DistanceMetric::L2).await;
+        let values = vec![1.0; dimensions as usize];
+        ok!(who.vectors().upsert_embedding(upsert(id, embedding(&format!("of-{id}"), &values))));
+    }
+    let stands_for = async |id: &str| {
+        let request = pb::SetVectorSpaceAliasRequest {
+            alias: "live".into(),
+            vector_space_id: id.into(),
+            options: None,
+        };
+        ok!(other.spaces().set_vector_space_alias(request));
+    };
+    for (id, dimensions) in [("two", 2), ("three", 3), ("two", 2), ("both", 2), ("two", 2)] {
+        stands_for(id).await;
+        // The first search may go by what the name stood for before, the second by what the first one found.
+        for _ in 0..2 {
+            let hits = found(&who, near("live", &vec![1.0; dimensions], 10)).await;
+            assert_eq!(ids(&hits), [format!("of-{id}")]);
+        }
+    }
+    let wrong = search(near("live", &[1.0, 0.0, 0.0], 10));
+    fails!(who.vectors().search_vectors(wrong), InvalidArgument, "DIMENSION_MISMATCH");
+    let remove =
+        || pb::DeleteVectorSpaceRequest { vector_space_id: "two".into(), ..Default::default() };
+    found(&who, near("two", &[0.0, 0.0], 10)).await;
+    ok!(other.spaces().delete_vector_space(remove()));
+    for name in ["two", "live"] {
+        let gone = search(near(name, &[0.0, 0.0], 10));
+        fails!(who.vectors().search_vectors(gone), NotFound, "NOT_FOUND");
+    }
+    // Another space of the same id is not the one that it was.
+    space(&other, "two", 2, DistanceMetric::L2).await;
+    assert!(found(&who, near("two", &[0.0, 0.0], 10)).await.is_empty());
+    assert!(found(&who, near("two", &[0.0, 0.0], 10)).await.is_empty());
+    second.stop().await;
+    world.close().await;
+}

@@ -2,7 +2,7 @@
 //! nothing is used here: the resources are those its answers gave, and the meaning is that of common.proto.
 
 use casebook::pb;
-use casebook::rpc::object::Object;
+use casebook::rpc::json_object::Object;
 use pb::field_condition::Op;
 use pb::value::Kind;
 use std::cmp::Ordering;

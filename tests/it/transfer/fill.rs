@@ -111,6 +111,9 @@ pub async fn fill(who: &As) {
     }
     ok!(decisions.create_override(overrule("o-1", "d-7", "ALLOW")));
     ok!(decisions.create_override(overrule("o-2", "d-7", "REVIEW")));
+    for id in ["b-1", "b-2"] {
+        ok!(who.evidence().create_evidence_bundle(crate::evidence::other(id, "d-7", id)));
+    }
     let mut claims = who.claims();
     for id in ["k", "l"] {
         ok!(claims.create_claim(pb::CreateClaimRequest {

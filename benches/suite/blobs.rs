@@ -1,0 +1,311 @@
+//! Blobs: up and down through Casebook, and through object_store alone, on the same disk.
+
+use crate::load::{Call, MEASURING, OVER};
+use crate::measure::{Bench, Figure, Outcome, Scenario, Side};
+use crate::scenarios::Case;
+use crate::sides::Running;
+use crate::stats::{Random, Wanted};
+use crate::{Context, Result};
+use bytes::{Bytes, BytesMut};
+use casebook::pb;
+use futures_util::TryStreamExt as _;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStoreExt as _, WriteMultipart};
+use pb::blob_service_client::BlobServiceClient;
+use pb::download_blob_response::Part as Down;
+use pb::upload_blob_request::Part as Up;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
+use tonic::transport::Channel;
+
+/// Of a large blob.
+const LARGE: usize = 64 << 20;
+/// Of a small one.
+const SMALL: usize = 4 << 10;
+/// What goes in one message, and to object_store at once.
+const CHUNK: usize = 1 << 20;
+/// As Casebook cuts a large blob.
+const PART: usize = 8 << 20;
+const PARTS_AT_ONCE: usize = 2;
+const KEY: &str = "large";
+/// Callers of the scenario of small blobs, as of that of records.
+const IN_FLIGHT: usize = 64;
+
+fn random_bytes(random: &mut Random, len: usize) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&random.next().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes.freeze()
+}
+
+/// The same bytes but for the first of them, so that no two are equal.
+fn another(random: &mut Random, bytes: &Bytes) -> Vec<Bytes> {
+    let first = random_bytes(random, 32);
+    let mut pieces = vec![first];
+    let mut rest = bytes.slice(32..);
+    while !rest.is_empty() {
+        pieces.push(rest.split_to(CHUNK.min(rest.len())));
+    }
+    pieces
+}
+
+/// Notes how long each turn took of those in the measured time.
+struct Clock {
+    phase: Arc<AtomicU8>,
+    took: Vec<u32>,
+}
+
+impl Clock {
+    fn new(phase: Arc<AtomicU8>) -> Self {
+        Self { phase, took: Vec::with_capacity(1 << 12) }
+    }
+
+    /// Whether it is over.
+    fn note(&mut self, began: Instant) -> bool {
+        let took = began.elapsed().as_micros() as u32;
+        match self.phase.load(Ordering::Relaxed) {
+            MEASURING => self.took.push(took),
+            OVER => return true,
+            _ => {}
+        }
+        false
+    }
+}
+
+fn client(channel: Channel) -> BlobServiceClient<Channel> {
+    BlobServiceClient::new(channel)
+}
+
+async fn upload(
+    client: &mut BlobServiceClient<Channel>,
+    pieces: Vec<Bytes>,
+) -> Result<Option<pb::Digest>> {
+    let header = pb::UploadBlobRequest { part: Some(Up::Header(pb::UploadHeader::default())) };
+    let chunks =
+        pieces.into_iter().map(|piece| pb::UploadBlobRequest { part: Some(Up::Chunk(piece)) });
+    let messages = tokio_stream::iter(std::iter::once(header).chain(chunks));
+    let answer = client.upload_blob(messages).await?.into_inner();
+    if answer.deduplicated {
+        return Err("these bytes were there".into());
+    }
+    Ok(answer.blob.with(|| "no blob")?.digest)
+}
+
+/// Uploads blobs of that size, no two alike. Large ones are deleted again, which is not counted.
+pub async fn upload_until_over(
+    channel: Channel,
+    size_bytes: usize,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let (mut client, mut clock) = (client(channel), Clock::new(phase));
+    let bytes = random_bytes(&mut random, size_bytes);
+    loop {
+        let pieces = another(&mut random, &bytes);
+        let began = Instant::now();
+        let digest = upload(&mut client, pieces).await?;
+        if clock.note(began) {
+            return Ok(clock.took);
+        }
+        if size_bytes == LARGE {
+            client.delete_blob(pb::DeleteBlobRequest { digest, ..Default::default() }).await?;
+        }
+    }
+}
+
+/// Downloads the same large blob again and again.
+pub async fn download_until_over(
+    channel: Channel,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let (mut client, mut clock) = (client(channel), Clock::new(phase));
+    let bytes = random_bytes(&mut random, LARGE);
+    let digest = upload(&mut client, another(&mut random, &bytes)).await?;
+    loop {
+        let began = Instant::now();
+        let request = pb::DownloadBlobRequest { digest: digest.clone(), ..Default::default() };
+        let mut stream = client.download_blob(request).await?.into_inner();
+        let mut found = 0;
+        while let Some(message) = stream.message().await? {
+            if let Some(Down::Chunk(chunk)) = message.part {
+                found += chunk.len();
+            }
+        }
+        if found != LARGE {
+            return Err(format!("{found} bytes came").into());
+        }
+        if clock.note(began) {
+            client.delete_blob(pb::DeleteBlobRequest { digest, ..Default::default() }).await?;
+            return Ok(clock.took);
+        }
+    }
+}
+
+/// As Casebook opens it: what is written is on the disk.
+fn store(folder: &Path) -> Result<LocalFileSystem> {
+    std::fs::create_dir_all(folder)?;
+    Ok(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true))
+}
+
+async fn put(store: &LocalFileSystem, key: &Key, pieces: Vec<Bytes>) -> Result<()> {
+    let mut write = WriteMultipart::new_with_chunk_size(store.put_multipart(key).await?, PART);
+    for piece in pieces {
+        write.wait_for_capacity(PARTS_AT_ONCE).await?;
+        write.put(piece);
+    }
+    write.finish().await?;
+    Ok(())
+}
+
+/// Puts large objects straight.
+pub async fn put_until_over(
+    folder: &Path,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let (store, mut clock) = (store(folder)?, Clock::new(phase));
+    let bytes = random_bytes(&mut random, LARGE);
+    loop {
+        let key = Key::from(format!("put-{}", random.next()));
+        let pieces = another(&mut random, &bytes);
+        let began = Instant::now();
+        put(&store, &key, pieces).await?;
+        let is_over = clock.note(began);
+        store.delete(&key).await?;
+        if is_over {
+            return Ok(clock.took);
+        }
+    }
+}
+
+/// Reads the same large object as a stream.
+pub async fn get_until_over(
+    folder: &Path,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let (store, mut clock, key) = (store(folder)?, Clock::new(phase), Key::from(KEY));
+    let bytes = random_bytes(&mut random, LARGE);
+    put(&store, &key, another(&mut random, &bytes)).await?;
+    loop {
+        let began = Instant::now();
+        let mut stream = store.get(&key).await?.into_stream();
+        let mut found = 0;
+        while let Some(piece) = stream.try_next().await? {
+            found += piece.len();
+        }
+        if found != LARGE {
+            return Err(format!("{found} bytes came").into());
+        }
+        if clock.note(began) {
+            return Ok(clock.took);
+        }
+    }
+}
+
+/// Keys for the servers that encrypt here.
+const KEY_RING: &str = "bench:qrvM3e7/ABEiM0RVZneImaq7zN3u/wARIjNEVWZ3iJk=";
+
+impl Case<'_> {
+    /// One of the scenarios of large blobs: that way, and encrypted or not.
+    pub async fn large_blobs(
+        &self,
+        bench: &Bench<'_>,
+        is_up: bool,
+        is_sealed: bool,
+    ) -> Result<Outcome> {
+        let folder = self.folder.join("blobs");
+        let server = self.blob_server(&folder, is_sealed).await?;
+        let raw = self.folder.join("objects").display().to_string();
+        let address = server.address.clone();
+        let (ours, theirs, what) = match is_up {
+            true => (
+                Call::Upload { address, size_bytes: LARGE },
+                Call::Put { folder: raw },
+                "object_store alone, on the same disk and with fsync: an upload in parts of 8 MiB, two at once, of \
+                 pieces of 1 MiB, neither hashed nor recorded",
+            ),
+            false => (
+                Call::Download { address },
+                Call::Read { folder: raw },
+                "object_store alone, on the same disk: get() and its stream of bytes, not hashed",
+            ),
+        };
+        let (name, title) = match (is_up, is_sealed) {
+            (true, false) => ("blob-upload", "UploadBlob of 64 MiB against object_store"),
+            (true, true) => ("blob-upload-sealed", "The same, encrypted"),
+            (false, false) => ("blob-download", "DownloadBlob of 64 MiB against object_store"),
+            (false, true) => ("blob-download-sealed", "The same, encrypted"),
+        };
+        let sealed = if is_sealed { ", encrypted" } else { "" };
+        let way = if is_up { "UploadBlob" } else { "DownloadBlob" };
+        let outcome = bench
+            .compare(Scenario {
+                name,
+                title,
+                figure: Figure::MedianSpeed,
+                wanted: Wanted::AtLeast,
+                target: if is_sealed { 0.65 } else { 0.8 },
+                ours: (
+                    format!(
+                        "{way} of 64 MiB{sealed}, hashed and logged, one caller, messages of 1 MiB"
+                    ),
+                    self.client(&server, ours, 1),
+                ),
+                theirs: (
+                    what.into(),
+                    Side::Client { call: theirs, in_flight: 1, watched: Vec::new() },
+                ),
+            })
+            .await;
+        server.stop().await?;
+        for folder in [folder, self.folder.join("objects")] {
+            tokio::fs::remove_dir_all(folder).await?;
+        }
+        outcome
+    }
+
+    pub async fn small_blobs(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        let folder = self.folder.join("blobs");
+        let server = self.blob_server(&folder, false).await?;
+        let ours = Call::Upload { address: server.address.clone(), size_bytes: SMALL };
+        let outcome = bench
+            .compare(Scenario {
+                name: "blob-small",
+                title: "UploadBlob of 4 KiB against CreateDecision",
+                figure: Figure::Throughput,
+                wanted: Wanted::AtLeast,
+                target: 0.7,
+                ours: (
+                    format!(
+                        "UploadBlob of 4 KiB, {IN_FLIGHT} callers, onto the local disk, with fsync"
+                    ),
+                    self.client(&server, ours, IN_FLIGHT),
+                ),
+                theirs: (
+                    format!("unary CreateDecision, {IN_FLIGHT} callers, at the same server"),
+                    self.creates(&server, &[], IN_FLIGHT),
+                ),
+            })
+            .await;
+        server.stop().await?;
+        tokio::fs::remove_dir_all(folder).await?;
+        outcome
+    }
+
+    async fn blob_server(&self, folder: &Path, is_sealed: bool) -> Result<Running> {
+        let url = format!("file://{}", folder.display());
+        let mut flags = vec!["--blob-store-url", url.as_str()];
+        if is_sealed {
+            flags.extend(["--blob-key", KEY_RING]);
+        }
+        let (service, owner) = (self.database.service_url(), self.database.owner_url());
+        Running::casebook_with(self.folder, &service, &owner, &flags).await
+    }
+}

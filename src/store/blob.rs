@@ -1,0 +1,202 @@
+//! Blobs: the rows that say which bytes a tenant has, and where in the store they are.
+
+pub mod body;
+pub mod change;
+pub mod check;
+pub mod reap;
+pub mod reference;
+pub mod rotate;
+pub mod scrub;
+pub mod session;
+
+use super::Store;
+use super::blob_store::Stored;
+use super::caller::Caller;
+use super::child::Parent;
+use super::filter::{Field, FieldKind};
+use super::list::Listing;
+use super::log::hex;
+use super::noun::Meta;
+use crate::{Result, noun, queries, row};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::time::SystemTime;
+use uuid::Uuid;
+
+noun! {
+    pub struct Blob in "blob" as blob + [
+        QUERIES, change::QUERIES, check::QUERIES, reap::QUERIES, reference::QUERIES, rotate::QUERIES, scrub::QUERIES,
+        session::QUERIES, session::ROW_QUERIES
+    ] {
+        pub size_bytes: i64,
+        pub content_type: String,
+        /// [`READY`] to [`ERASED`].
+        pub state: i16,
+        /// The store that has the bytes: "s3", "local", "memory", "gcs" or "azure".
+        pub storage_backend: String,
+        /// Where in the store they are. Never made up again from other facts.
+        pub store_key: String,
+        /// How many bytes the store has.
+        pub stored_size_bytes: i64,
+        pub store_etag: String,
+        pub store_version_id: String,
+        /// [`body::PLAIN`] or [`body::SEGMENTS`].
+        pub cipher: i16,
+        /// Of the key that wraps the blob's own; empty where there is none.
+        pub key_id: String,
+        pub wrapped_key: Option<Vec<u8>>,
+        /// What the stored bytes begin with, so that a range needs no look at their beginning.
+        pub seal_header: Option<Vec<u8>>,
+        pub verify_time: Option<SystemTime>,
+    }
+
+    fn size_bytes(&self) -> usize {
+        1024
+    }
+}
+
+impl Parent for Blob {}
+
+/// The bytes are in the store.
+pub const READY: i16 = 2;
+/// Other bytes were found, or none.
+pub const CORRUPT: i16 = 3;
+/// Deleted, and the bytes are about to go.
+pub const ERASING: i16 = 4;
+/// They are gone.
+pub const ERASED: i16 = 5;
+
+const STATES: FieldKind = FieldKind::Enum {
+    prefix: "BLOB_STATE_",
+    names: &[("READY", READY), ("CORRUPT", CORRUPT), ("ERASING", ERASING), ("ERASED", ERASED)],
+};
+
+pub static LISTING: Listing = Listing {
+    kind: "blob",
+    table: "blob",
+    op: "blob.LIST",
+    fields: &[
+        Field::new("id", "d.id", FieldKind::Text),
+        Field::new("size_bytes", "d.size_bytes", FieldKind::Int),
+        Field::new("content_type", "d.content_type", FieldKind::Text),
+        Field::new("state", "d.state", STATES),
+        Field::new("storage_backend", "d.storage_backend", FieldKind::Text),
+        Field::new("create_time", "d.create_time", FieldKind::Time),
+        Field::new("update_time", "d.update_time", FieldKind::Time),
+    ],
+};
+
+row! {
+    /// How many rows refer to a blob.
+    pub struct Counted {
+        pub blob_uid: Uuid,
+        pub count: i64,
+    }
+}
+
+queries! { "blob" {
+    COUNT_REFERENCES(Vec<Uuid>) -> Counted =
+        "SELECT blob_uid, count(*) AS count FROM blob_reference WHERE blob_uid = ANY($1) GROUP BY blob_uid";
+} }
+
+/// How the bytes lie in the store; see [`body`], the one place that acts on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seal {
+    pub cipher: i16,
+    pub key_id: String,
+    pub wrapped_key: Option<Vec<u8>>,
+    pub header: Option<Vec<u8>>,
+}
+
+/// An attempt at an upload: its own name, its own place in the store.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub uid: Uuid,
+    pub tenant: String,
+    pub store_key: String,
+}
+
+impl Attempt {
+    /// Bytes whose digest is known before the first of them goes to the store lie beside others of the same digest;
+    /// longer ones, whose digest nobody has said, under the attempt's own name.
+    pub fn new(tenant: &str, digest: Option<&str>) -> Self {
+        let uid = Uuid::now_v7();
+        let own = tenant_prefix(tenant);
+        let store_key = match digest {
+            Some(hex) => format!("{own}/sha256/{}/{hex}.{}", &hex[..2], uid.simple()),
+            None => format!("{own}/stream/{}", uid.simple()),
+        };
+        Self { uid, tenant: tenant.to_owned(), store_key }
+    }
+
+    /// A part of an upload that goes on where it was cut.
+    pub fn of_part(tenant: &str) -> Self {
+        let uid = Uuid::now_v7();
+        let store_key = format!("t/{}/upload/{}", tenant_hash(tenant), uid.simple());
+        Self { uid, tenant: tenant.to_owned(), store_key }
+    }
+
+    /// The row of a blob that this attempt has brought to the store.
+    pub fn blob(&self, digest: &str, bytes: Arrived, backend: &str) -> Blob {
+        let Arrived { size_bytes, stored_size_bytes, content_type, stored, seal } = bytes;
+        let Seal { cipher, key_id, wrapped_key, header } = seal;
+        Blob {
+            id: digest.to_owned(),
+            meta: Meta::new(self.uid),
+            size_bytes: size_bytes as i64,
+            content_type,
+            state: READY,
+            storage_backend: backend.to_owned(),
+            store_key: self.store_key.clone(),
+            stored_size_bytes: stored_size_bytes as i64,
+            store_etag: stored.etag,
+            store_version_id: stored.version_id,
+            cipher,
+            key_id,
+            wrapped_key,
+            seal_header: header,
+            verify_time: None,
+        }
+    }
+}
+
+/// Bytes that are in the store.
+pub struct Arrived {
+    pub size_bytes: u64,
+    pub stored_size_bytes: u64,
+    pub content_type: String,
+    pub stored: Stored,
+    pub seal: Seal,
+}
+
+/// What all keys of a tenant in the store begin with.
+pub fn tenant_prefix(tenant: &str) -> String {
+    format!("t/{}", tenant_hash(tenant))
+}
+
+/// Names a tenant in the store without telling its name: 32 hexadecimal digits.
+fn tenant_hash(tenant: &str) -> String {
+    let digest = Sha256::new_with_prefix("casebook.tenant\n").chain_update(tenant).finalize();
+    hex(&digest[..16])
+}
+
+impl Store {
+    /// How many rows refer to each of these blobs.
+    pub async fn count_references(
+        &self,
+        caller: &Caller,
+        blobs: Vec<Uuid>,
+    ) -> Result<HashMap<Uuid, i64>> {
+        let params = std::sync::Arc::new((blobs,));
+        let counted: Vec<Counted> = self
+            .snapshot(caller, COUNT_REFERENCES.name, move |at| {
+                let params = std::sync::Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = at.all(&COUNT_REFERENCES, &*params).await?;
+                    at.end(rows).await
+                })
+            })
+            .await?;
+        Ok(counted.into_iter().map(|row| (row.blob_uid, row.count)).collect())
+    }
+}

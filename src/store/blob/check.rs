@@ -1,0 +1,180 @@
+//! Looks at stored bytes: whether those of a blob are there and right, and whether the store has any that are nobody's.
+
+use super::body::{Pace, Source};
+use super::change::{Discard, corrupt, verified};
+use super::{Blob, CORRUPT, tenant_prefix};
+use crate::store::Store;
+use crate::store::blob_store::budget::Budget;
+use crate::store::blob_store::{BlobStore, Listed};
+use crate::store::caller::Caller;
+use crate::store::envelope::KeySource;
+use crate::store::write::WriteOptions;
+use crate::{Error, Result, queries, row};
+use futures_util::stream::{BoxStream, StreamExt as _};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+row! {
+    /// A key of the store that is somebody's.
+    pub struct Known {
+        pub store_key: String,
+    }
+}
+
+queries! { "blob_check" {
+    /// Of keys those that a blob has, or that bytes are on their way to, or from.
+    KNOWN(Vec<String>) -> Known =
+        "SELECT k.store_key FROM unnest($1::text[]) AS k (store_key) \
+         WHERE EXISTS (SELECT FROM blob AS b WHERE b.store_key = k.store_key AND b.state <> 5) \
+         OR EXISTS (SELECT FROM blob_intent AS i WHERE i.store_key = k.store_key) \
+         OR EXISTS (SELECT FROM blob_upload_part AS p WHERE p.store_key = k.store_key)";
+} }
+
+/// How long one look at a blob may take that is not at its bytes.
+const LOOK_TIME: Duration = Duration::from_secs(30);
+/// Keys that are looked up at once.
+const KEYS: usize = 500;
+
+/// What stored bytes are looked at with.
+#[derive(Clone)]
+pub struct Lens {
+    pub store: BlobStore,
+    pub keys: Option<Arc<dyn KeySource>>,
+    /// Bytes in memory, of all streams together.
+    pub budget: Budget,
+}
+
+/// What is wrong with a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The store has nothing under its key.
+    Missing,
+    /// It has more bytes or fewer.
+    Size { expected: u64, found: u64 },
+    /// It has other bytes; or it was found so before, and only reading them can tell otherwise.
+    Damaged,
+    /// This server cannot tell: it lacks the key, or looks into another store. Nothing is marked for that.
+    Unreadable(String),
+}
+
+fn piecewise(caller: &Caller) -> Caller {
+    Caller { deadline: Instant::now() + LOOK_TIME, ..caller.clone() }
+}
+
+impl Store {
+    /// Looks whether the bytes of a blob are there, and with a pace reads them whole. What it finds is noted in the blob's
+    /// row: it is CORRUPT, or right at this time. A blob that goes away meanwhile has no fault.
+    pub async fn check_blob(
+        &self,
+        lens: &Lens,
+        caller: &Caller,
+        blob: &Blob,
+        pace: Option<&mut Pace>,
+    ) -> Result<Option<Fault>> {
+        if blob.storage_backend != lens.store.backend() {
+            let kind = &blob.storage_backend;
+            return Ok(Some(Fault::Unreadable(format!(
+                "it is kept in a store of the kind {kind}"
+            ))));
+        }
+        let expected = u64::try_from(blob.stored_size_bytes).map_err(Error::internal)?;
+        let found = lens.store.size_bytes(&blob.store_key, Instant::now() + LOOK_TIME).await?;
+        let is_read = pace.is_some();
+        let fault = match (found, pace) {
+            (None, _) => Some(Fault::Missing),
+            (Some(found), _) if found != expected => Some(Fault::Size { expected, found }),
+            (_, None) => (blob.state == CORRUPT).then_some(Fault::Damaged),
+            (_, Some(pace)) => read_whole(lens, caller, blob, pace).await?,
+        };
+        let change = match &fault {
+            Some(Fault::Unreadable(_)) => return Ok(fault),
+            Some(_) => corrupt(blob),
+            None if is_read => verified(blob),
+            None => return Ok(None),
+        };
+        let (row, _) = self.write(piecewise(caller), WriteOptions::default(), change).await?;
+        let is_there = row.is_some_and(|row| row.store_key == blob.store_key);
+        Ok(fault.filter(|_| is_there))
+    }
+}
+
+async fn read_whole(
+    lens: &Lens,
+    caller: &Caller,
+    blob: &Blob,
+    pace: &mut Pace,
+) -> Result<Option<Fault>> {
+    let digest = async {
+        let source = Source::of(&lens.store, lens.keys.as_deref(), &caller.tenant, blob).await?;
+        source.digest(&lens.budget, pace).await
+    };
+    match digest.await {
+        Ok(digest) if digest == blob.id => Ok(None),
+        Ok(_) | Err(Error::DataLoss { .. }) => Ok(Some(Fault::Damaged)),
+        Err(Error::Refused { message, .. }) => Ok(Some(Fault::Unreadable(message))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Bytes that the store has of a tenant and that are no blob's.
+pub struct Orphan {
+    pub key: String,
+    pub size_bytes: u64,
+    pub modify_time: SystemTime,
+}
+
+impl Store {
+    /// All bytes of a tenant that are no blob's and on no way to one, and that were there before `until`. How many keys
+    /// were looked at so far comes with each piece.
+    pub fn orphans<'a>(
+        &'a self,
+        lens: &'a Lens,
+        caller: &'a Caller,
+        until: SystemTime,
+    ) -> BoxStream<'a, Result<(usize, Vec<Orphan>)>> {
+        let listed = lens.store.list(&tenant_prefix(&caller.tenant)).chunks(KEYS);
+        let found = listed.then(move |some| async move {
+            let some: Vec<Listed> = some.into_iter().collect::<Result<_>>()?;
+            let looked_at = some.len();
+            let keys = some.iter().map(|listed| listed.key.clone()).collect();
+            let known = self.known_keys(caller, keys).await?;
+            let mut orphans = Vec::new();
+            for Listed { key, size_bytes, modify_time } in some {
+                if known.contains(&key) || modify_time >= until {
+                    continue;
+                }
+                // A blob that had them may have been deleted since they were listed.
+                let is_there = lens.store.size_bytes(&key, Instant::now() + LOOK_TIME).await?;
+                if is_there.is_some() {
+                    orphans.push(Orphan { key, size_bytes, modify_time });
+                }
+            }
+            Ok((looked_at, orphans))
+        });
+        found.boxed()
+    }
+
+    async fn known_keys(&self, caller: &Caller, keys: Vec<String>) -> Result<HashSet<String>> {
+        let params = Arc::new((keys,));
+        let known: Vec<Known> = self
+            .snapshot(&piecewise(caller), KNOWN.name, move |at| {
+                let params = Arc::clone(&params);
+                Box::pin(async move {
+                    let rows = at.all(&KNOWN, &*params).await?;
+                    at.end(rows).await
+                })
+            })
+            .await?;
+        Ok(known.into_iter().map(|row| row.store_key).collect())
+    }
+
+    /// Has bytes removed that are nobody's; the reaper does it.
+    pub async fn discard(&self, caller: &Caller, key: &str) -> Result<()> {
+        let discard = Discard { uid: Uuid::now_v7(), store_key: key.to_owned() };
+        self.write(piecewise(caller), WriteOptions::default(), discard).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! How many bytes of blobs are in memory at once, whatever the number of streams.
+
+use crate::{Error, Reason, Result};
+use prometheus_client::metrics::gauge::Gauge;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The unit that is counted in.
+const UNIT_BYTES: u64 = 1024;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The bytes that may be in memory; clones share them.
+///
+/// Whoever holds a share must not wait for a further one unless the first is certain to be given back meanwhile, or all
+/// could wait for each other.
+#[derive(Clone)]
+pub struct Budget {
+    free: Arc<Semaphore>,
+    total_units: u32,
+    wait_max: Duration,
+    in_flight_bytes: Gauge,
+}
+
+/// A part of the budget, until it is dropped.
+pub struct Share {
+    _permit: OwnedSemaphorePermit,
+    size_bytes: i64,
+    in_flight_bytes: Gauge,
+}
+
+impl Budget {
+    /// `wait_max` is how long anybody waits for a share.
+    pub fn new(total_bytes: usize, wait_max: Duration, in_flight_bytes: Gauge) -> Self {
+        let total_units = u32::try_from(total_bytes as u64 / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
+        let free = Arc::new(Semaphore::new(total_units as usize));
+        Self { free, total_units, wait_max, in_flight_bytes }
+    }
+
+    /// For an upload that begins. It waits for less long: what its caller sends meanwhile fills the window of its
+    /// connection, and so may keep back what another upload waits for that has its share.
+    pub async fn begin(&self, size_bytes: u64) -> Result<Share> {
+        self.take_within(size_bytes, self.wait_max / 4).await
+    }
+
+    /// Waits in turn until so many bytes are free. More than there are in all counts as all of them.
+    pub async fn take(&self, size_bytes: u64) -> Result<Share> {
+        self.take_within(size_bytes, self.wait_max).await
+    }
+
+    async fn take_within(&self, size_bytes: u64, wait_max: Duration) -> Result<Share> {
+        let units = u32::try_from(size_bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = units.min(self.total_units);
+        let permit = Arc::clone(&self.free).acquire_many_owned(units);
+        let permit = match tokio::time::timeout(wait_max, permit).await {
+            Ok(permit) => permit.map_err(Error::internal)?,
+            Err(_) => {
+                return Err(Error::Exhausted {
+                    reason: Reason::Overloaded,
+                    message: "the server has as many bytes of blobs in memory as it takes".into(),
+                    retry_after: Some(RETRY_AFTER),
+                });
+            }
+        };
+        let size_bytes = i64::from(units) * UNIT_BYTES as i64;
+        self.in_flight_bytes.inc_by(size_bytes);
+        let in_flight_bytes = self.in_flight_bytes.clone();
+        Ok(Share { _permit: permit, size_bytes, in_flight_bytes })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.in_flight_bytes.dec_by(self.size_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn shares_are_waited_for_in_turn_and_given_back() {
+        let gauge = Gauge::default();
+        let budget = Budget::new(8 << 10, Duration::from_millis(50), gauge.clone());
+        let all = budget.take(1 << 20).await.unwrap();
+        assert_eq!(gauge.get(), 8 << 10);
+        let error = budget.take(1).await.map(|_| ()).unwrap_err();
+        assert_eq!(error.reason(), Reason::Overloaded);
+        drop(all);
+        assert_eq!(gauge.get(), 0);
+        let (_one, _two) = (budget.take(1).await.unwrap(), budget.take(7 << 10).await.unwrap());
+        assert!(budget.take(1).await.is_err());
+    }
+}

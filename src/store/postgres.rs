@@ -3,8 +3,8 @@
 use super::query::{FromRow, Params, Query};
 use crate::{Error, Reason, Result};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    TimeoutType,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod,
+    Runtime, TimeoutType,
 };
 use futures_util::future::maybe_done;
 use std::future::{Future, poll_fn};
@@ -92,6 +92,8 @@ impl Pools {
             Pool::builder(manager)
                 .max_size(size)
                 .runtime(Runtime::Tokio1)
+                // The one last used has PostgreSQL's process for it warm: its caches and its memory's pages.
+                .queue_mode(QueueMode::Lifo)
                 .wait_timeout(Some(settings.wait_timeout))
                 .create_timeout(Some(Duration::from_secs(10)))
                 .pre_recycle(Hook::sync_fn(move |_, metrics| {

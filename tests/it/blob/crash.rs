@@ -53,9 +53,21 @@ impl Killed {
         crate::world::connect(&self.postgres.embedded.config()).await
     }
 
+    /// Waits until what a killed server had begun in PostgreSQL has ended there, one way or the other: until then it may
+    /// still commit.
+    pub async fn sessions_end(&self) {
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'casebook-%'";
+        let database = self.database().await;
+        until("the sessions end", async || {
+            database.query_one(left, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
+    }
+
     /// Has what is due be due now, and lets a server reap until nothing is left of it.
     pub async fn reap(&self) {
         let database = self.database().await;
+        self.sessions_end().await;
         let due = "UPDATE casebook.blob_intent SET due_time = now()";
         database.execute(due, &[]).await.unwrap();
         let mut server = self.serve("86400000", "20");
@@ -119,13 +131,6 @@ async fn a_kill_between_any_two_steps_of_an_upload_leaves_nothing_unaccounted() 
         server.kill();
         lock.rollback().await.unwrap();
         assert!(given.await.unwrap().is_err());
-        // What had begun in PostgreSQL ends there, one way or the other.
-        let gone =
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'casebook-write'";
-        until("the sessions end", async || {
-            other.query_one(gone, &[]).await.unwrap().get::<_, i64>(0) == 0
-        })
-        .await;
         world.reap().await;
         assert_eq!(files(world.folder.path()).len() as i64, world.ready().await);
     }

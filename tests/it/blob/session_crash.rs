@@ -54,12 +54,7 @@ async fn a_kill_between_any_two_steps_is_survived_by_the_upload() {
         server.kill();
         lock.rollback().await.unwrap();
         assert!(call.await.unwrap().is_err());
-        let gone =
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'casebook-write'";
-        until("the sessions end", async || {
-            other.query_one(gone, &[]).await.unwrap().get::<_, i64>(0) == 0
-        })
-        .await;
+        world.sessions_end().await;
         is_consistent(&other, world.folder.path()).await;
 
         let mut server = world.serve("86400000", "0");

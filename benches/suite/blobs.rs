@@ -18,7 +18,8 @@ use pb::upload_blob_request::Part as Up;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 /// Of a large blob.
@@ -31,6 +32,8 @@ const CHUNK: usize = 1 << 20;
 const PART: usize = 8 << 20;
 const PARTS_AT_ONCE: usize = 2;
 const KEY: &str = "large";
+/// Callers of the scenario of slow readers who are not slow.
+const READERS: usize = 4;
 /// Callers of the scenario of small blobs, as of that of records.
 const IN_FLIGHT: usize = 64;
 
@@ -118,14 +121,15 @@ pub async fn upload_until_over(
     }
 }
 
-/// Downloads the same large blob again and again.
+/// Downloads the same blob again and again.
 pub async fn download_until_over(
     channel: Channel,
+    size_bytes: usize,
     mut random: Random,
     phase: Arc<AtomicU8>,
 ) -> Result<Vec<u32>> {
     let (mut client, mut clock) = (client(channel), Clock::new(phase));
-    let bytes = random_bytes(&mut random, LARGE);
+    let bytes = random_bytes(&mut random, size_bytes);
     let digest = upload(&mut client, another(&mut random, &bytes)).await?;
     loop {
         let began = Instant::now();
@@ -137,7 +141,7 @@ pub async fn download_until_over(
                 found += chunk.len();
             }
         }
-        if found != LARGE {
+        if found != size_bytes {
             return Err(format!("{found} bytes came").into());
         }
         if clock.note(began) {
@@ -145,6 +149,37 @@ pub async fn download_until_over(
             return Ok(clock.took);
         }
     }
+}
+
+/// One reader over each channel takes a message of a large blob a second. Nothing of it is counted.
+pub async fn dawdle_until_over(
+    channels: Vec<Channel>,
+    mut random: Random,
+    phase: Arc<AtomicU8>,
+) -> Result<Vec<u32>> {
+    let bytes = random_bytes(&mut random, LARGE);
+    let mut first = client(channels.first().with(|| "no slow reader")?.clone());
+    let digest = upload(&mut first, another(&mut random, &bytes)).await?;
+    let mut readers = JoinSet::new();
+    for channel in channels {
+        let request = pb::DownloadBlobRequest { digest: digest.clone(), ..Default::default() };
+        readers.spawn(async move {
+            let mut stream = client(channel).download_blob(request).await?.into_inner();
+            while stream.message().await?.is_some() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Result::<()>::Err("a slow reader came to an end".into())
+        });
+    }
+    while phase.load(Ordering::Relaxed) != OVER {
+        tokio::select! {
+            Some(ended) = readers.join_next() => ended??,
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+    readers.shutdown().await;
+    first.delete_blob(pb::DeleteBlobRequest { digest, ..Default::default() }).await?;
+    Ok(Vec::new())
 }
 
 /// As Casebook opens it: what is written is on the disk.
@@ -232,7 +267,7 @@ impl Case<'_> {
                  pieces of 1 MiB, neither hashed nor recorded",
             ),
             false => (
-                Call::Download { address },
+                Call::Download { address, size_bytes: LARGE, slow_readers: 0 },
                 Call::Read { folder: raw },
                 "object_store alone, on the same disk: get() and its stream of bytes, not hashed",
             ),
@@ -292,6 +327,37 @@ impl Case<'_> {
                     format!("unary CreateDecision, {IN_FLIGHT} callers, at the same server"),
                     self.creates(&server, &[], IN_FLIGHT),
                 ),
+            })
+            .await;
+        server.stop().await?;
+        tokio::fs::remove_dir_all(folder).await?;
+        outcome
+    }
+
+    /// What slow readers do to others (they share the budget of bytes in memory).
+    pub async fn slow_readers(&self, bench: &Bench<'_>) -> Result<Outcome> {
+        let folder = self.folder.join("blobs");
+        let server = self.blob_server(&folder, false).await?;
+        let side = |slow_readers: usize| {
+            let address = server.address.clone();
+            let call = Call::Download { address, size_bytes: CHUNK, slow_readers };
+            self.client(&server, call, READERS)
+        };
+        let outcome = bench
+            .compare(Scenario {
+                name: "blob-slow-readers",
+                title: "DownloadBlob beside 200 slow readers",
+                figure: Figure::LastTime,
+                wanted: Wanted::AtMost,
+                target: 2.0,
+                ours: (
+                    format!(
+                        "DownloadBlob of 1 MiB, {READERS} callers, while 200 others take a message of a blob of 64 MiB a \
+                         second, at 64 MiB of blob_in_flight_bytes"
+                    ),
+                    side(200),
+                ),
+                theirs: ("the same without the others".into(), side(0)),
             })
             .await;
         server.stop().await?;

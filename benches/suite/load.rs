@@ -67,8 +67,8 @@ pub enum Call {
     RawNearest { conninfo: String },
     /// UploadBlob of that size.
     Upload { address: String, size_bytes: usize },
-    /// DownloadBlob of a large one.
-    Download { address: String },
+    /// DownloadBlob of one of that size, while so many others read one as slowly as they can.
+    Download { address: String, size_bytes: usize, slow_readers: usize },
     /// Large objects into a folder, by object_store.
     Put { folder: String },
     /// A large object out of a folder, by object_store.
@@ -316,11 +316,16 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 callers.spawn(blobs::upload_until_over(channel, size_bytes, random, phase));
             }
         }
-        Call::Download { address } => {
+        Call::Download { address, size_bytes, slow_readers } => {
+            if *slow_readers > 0 {
+                let channels = connect(address, *slow_readers).await?;
+                let (random, phase) = (random(plan.in_flight)?, Arc::clone(&phase));
+                callers.spawn(blobs::dawdle_until_over(channels, random, phase));
+            }
             for n in 0..plan.in_flight {
                 let channel = connect(address, 1).await?.remove(0);
-                let phase = Arc::clone(&phase);
-                callers.spawn(blobs::download_until_over(channel, random(n)?, phase));
+                let (random, phase) = (random(n)?, Arc::clone(&phase));
+                callers.spawn(blobs::download_until_over(channel, *size_bytes, random, phase));
             }
         }
         Call::Put { folder } | Call::Read { folder } => {

@@ -42,6 +42,8 @@ pub enum Figure {
     MedianSpeed,
     /// 95 of 100 calls are faster than this: ours by theirs.
     TailTime,
+    /// 99 of 100 calls are faster than this: ours by theirs.
+    LastTime,
     /// Processor time of server and PostgreSQL for each operation, ours by theirs.
     Cost,
 }
@@ -57,6 +59,7 @@ impl Figure {
             Self::MedianTime => ours.p50_us / theirs.p50_us,
             Self::MedianSpeed => theirs.p50_us / ours.p50_us,
             Self::TailTime => ours.p95_us / theirs.p95_us,
+            Self::LastTime => ours.p99_us / theirs.p99_us,
             Self::Cost => {
                 let cost = |sample: &Sample| {
                     sample.cpu_us_per_operation("server") + sample.cpu_us_per_operation("postgres")
@@ -73,6 +76,7 @@ impl Figure {
             | Self::MedianTime
             | Self::MedianSpeed
             | Self::TailTime
+            | Self::LastTime
             | Self::Cost => "ratio",
             Self::MedianLatency => "ms",
         }
@@ -86,6 +90,7 @@ impl Figure {
             Self::MedianTime => "median latency, ours / theirs",
             Self::MedianSpeed => "median speed, ours / theirs",
             Self::TailTime => "latency of 95 %, ours / theirs",
+            Self::LastTime => "latency of 99 %, ours / theirs",
             Self::Cost => "CPU of server and PostgreSQL per operation, ours / theirs",
         }
     }

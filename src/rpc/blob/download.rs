@@ -1,7 +1,9 @@
 //! DownloadBlob and ReadBlobs: bytes out of the store, held to their digest.
 //!
-//! A task reads ahead by a few pieces, each with a share of the budget of bytes in memory until it is on its way. It ends
-//! by itself when the caller goes, does not read, at the deadline, and when the server stops; the stream then says why.
+//! A task reads ahead by a few pieces and gives out a chunk when the connection has room for it. All have shares of the
+//! budget of bytes in memory, a chunk until the next one is asked for. For a caller that is slow nothing is read ahead and
+//! chunks are small, so that many of them keep little from others. The task ends by itself when the caller goes, does not
+//! read, at the deadline, and when the server stops; the stream then says why.
 
 use super::{Blobs, digest, digests, piecewise};
 use crate::pb::download_blob_response::Part;
@@ -22,13 +24,13 @@ use crate::store::object_version::ObjectVersion;
 use crate::store::write::WriteOptions;
 use crate::{Error, Result};
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use sha2::{Digest as _, Sha256};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// Pieces of one stream that are read at once.
@@ -38,12 +40,34 @@ const SMALL_BYTES: i64 = 2 << 20;
 /// Audit entries of one call that are on their way at once.
 const ENTRIES_AT_ONCE: usize = 32;
 
-/// A chunk, and its share of the budget until it is on its way. It can be taken back from a caller that does not read.
-type Piece = Arc<Mutex<Option<(Bytes, Option<Share>)>>>;
+/// What a slow caller gets at once, and each one at first: the window of a stream that clients open by default.
+const CHUNK_MIN_BYTES: usize = 64 << 10;
+/// The most that anybody gets at once: what may be left lying in each connection, counted or not.
+const CHUNK_MAX_BYTES: usize = 256 << 10;
+/// Whoever asks for a chunk later than this is slow.
+const SLOW: Duration = Duration::from_millis(100);
 
-fn take(piece: &Piece) -> Option<Bytes> {
-    let taken = piece.lock().unwrap_or_else(PoisonError::into_inner).take();
-    taken.map(|(chunk, _)| chunk)
+/// A chunk's share of the budget, which can be taken back from a caller that does not read.
+type Held = Arc<Mutex<Option<Share>>>;
+type Chunk = (Bytes, Held);
+
+fn give_back(held: &Held) {
+    held.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+/// The chunks of a download, each asked for when the connection takes it.
+fn chunks(
+    received: mpsc::Receiver<Chunk>,
+    ask: mpsc::Sender<()>,
+) -> impl Stream<Item = Result<DownloadBlobResponse, Status>> {
+    stream::unfold((received, ask, Held::default()), |(mut received, ask, last)| async move {
+        // The connection asks again only when it has sent what it was given.
+        give_back(&last);
+        // One that is asked for already will do.
+        let _ = ask.try_send(());
+        let (bytes, held) = received.recv().await?;
+        Some((Ok(message(Part::Chunk(bytes))), (received, ask, held)))
+    })
 }
 
 /// What is to be downloaded.
@@ -86,7 +110,8 @@ impl Api {
         let source = self.source(&caller, &blob).await?;
         self.note(&caller, &blob, of.as_ref(), Some((offset, limit))).await?;
 
-        let (pieces, received) = mpsc::channel::<Piece>(1);
+        let (given, received) = mpsc::channel::<Chunk>(1);
+        let (ask, asked) = mpsc::channel(1);
         let (end, ended) = oneshot::channel();
         let header = pb::Blob::from(blob.clone());
         let api = self.clone();
@@ -94,8 +119,8 @@ impl Api {
         tokio::spawn(async move {
             let (closed, deadline) = (send.api.health.closed(), send.caller.deadline);
             let result = tokio::select! {
-                result = send.run(&pieces) => result,
-                () = pieces.closed() => Ok(()),
+                result = send.run(&given, asked) => result,
+                () = given.closed() => Ok(()),
                 () = closed => Err(Error::ShuttingDown),
                 () = sleep_until(deadline) => {
                     Err(Error::DeadlineExceeded(" before the download was whole"))
@@ -105,9 +130,6 @@ impl Api {
             let _ = end.send(result);
         });
         let header = stream::once(async { Ok(message(Part::Header(header))) });
-        let chunks = ReceiverStream::new(received).filter_map(|piece| {
-            std::future::ready(take(&piece).map(|chunk| Ok(message(Part::Chunk(chunk)))))
-        });
         let last = stream::once(async move {
             match ended.await {
                 Ok(Ok(())) => None,
@@ -115,7 +137,7 @@ impl Api {
                 Err(_) => Some(Err(Error::internal("a download ended without a word").into())),
             }
         });
-        Ok(Box::pin(header.chain(chunks).chain(last.filter_map(std::future::ready))))
+        Ok(Box::pin(header.chain(chunks(received, ask)).chain(last.filter_map(std::future::ready))))
     }
 
     /// The way to the bytes of a blob that are not known to be damaged.
@@ -294,54 +316,90 @@ struct Send {
 }
 
 impl Send {
-    async fn run(&self, pieces: &mpsc::Sender<Piece>) -> Result<()> {
-        match self.send(pieces).await {
+    async fn run(&self, given: &mpsc::Sender<Chunk>, asked: mpsc::Receiver<()>) -> Result<()> {
+        match self.send(given, asked).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.api.accuse(&self.caller, &self.blob, error).await),
         }
     }
 
-    async fn send(&self, pieces: &mpsc::Sender<Piece>) -> Result<()> {
+    async fn send(&self, given: &mpsc::Sender<Chunk>, mut asked: mpsc::Receiver<()>) -> Result<()> {
         let blobs = self.api.blobs()?;
-        let (chunk_max, idle) = (blobs.limits.chunk_max, blobs.limits.idle);
+        let idle = blobs.limits.idle;
+        let chunk_max = blobs.limits.chunk_max.min(CHUNK_MAX_BYTES);
+        let chunk_min = chunk_max.min(CHUNK_MIN_BYTES);
         let is_whole = self.range == (0..self.blob.size_bytes.unsigned_abs());
         let mut hasher = Sha256::new();
-        let mut last: Option<Piece> = None;
         if is_whole && self.range.is_empty() {
             // There is nothing to send, but it must be there.
             self.source.read(0..0, self.caller.deadline).await?;
         }
-        let mut read = stream::iter(cut(self.range.clone(), blobs.store.piece_bytes()))
-            .map(|range| self.read(blobs, range))
-            .buffered(AHEAD);
-        while let Some(piece) = read.next().await {
-            let (mut bytes, share) = piece?;
-            if is_whole {
-                hasher.update(&bytes);
+        let (mut at, mut chunk_bytes, mut is_slow) = (self.range.start, chunk_min, false);
+        let (mut ahead, mut rest) = (None, None);
+        let mut held = Held::default();
+        while at < self.range.end {
+            let mut ask = timeout(SLOW.min(idle), asked.recv()).await;
+            if ask.is_err() {
+                // It is read once more when it is asked for.
+                (ahead, rest, is_slow, chunk_bytes) = (None, None, true, chunk_min);
+                ask = timeout(idle.saturating_sub(SLOW), asked.recv()).await;
             }
-            let mut share = Some(share);
-            while !bytes.is_empty() {
-                let chunk = bytes.split_to(chunk_max.min(bytes.len()));
-                // The share goes with the last chunk of its piece.
-                let share = if bytes.is_empty() { share.take() } else { None };
-                let piece: Piece = Arc::new(Mutex::new(Some((chunk, share))));
-                let sent = Arc::clone(&piece);
-                match timeout(idle, pieces.send(piece)).await {
-                    // When nobody takes them any more, the task is told so elsewhere.
-                    Ok(_) => last = Some(sent),
-                    Err(_) => {
-                        last.as_ref().and_then(take);
-                        return Err(Error::DeadlineExceeded(
-                            ": the download was not read for too long",
-                        ));
-                    }
+            match ask {
+                Ok(Some(())) => {}
+                // Nobody takes them any more, which is known elsewhere.
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    give_back(&held);
+                    return Err(Error::DeadlineExceeded(
+                        ": the download was not read for too long",
+                    ));
                 }
             }
+            let (mut bytes, mut share) = match rest.take() {
+                Some(rest) => rest,
+                None if is_slow => {
+                    let end = self.range.end.min(at + chunk_bytes as u64);
+                    self.read(blobs, at..end).await?
+                }
+                None => {
+                    let pieces = ahead.get_or_insert_with(|| self.ahead(blobs, at));
+                    let piece = pieces.next().await;
+                    piece.ok_or_else(|| Error::internal("a range that ends too soon"))??
+                }
+            };
+            let chunk = bytes.split_to(chunk_bytes.min(bytes.len()));
+            if chunk.is_empty() {
+                return Err(Error::internal("a piece of nothing"));
+            }
+            at += chunk.len() as u64;
+            if is_whole {
+                hasher.update(&chunk);
+            }
+            let its_share = if bytes.is_empty() {
+                Some(share)
+            } else {
+                let its_share = share.split(chunk.len() as u64);
+                rest = Some((bytes, share));
+                its_share
+            };
+            held = Arc::new(Mutex::new(its_share));
+            // There is room, because it was asked for; and when nobody takes it any more, that is known elsewhere.
+            let _ = given.send((chunk, Arc::clone(&held))).await;
+            chunk_bytes = chunk_max.min(2 * chunk_bytes);
+            is_slow = is_slow && chunk_bytes < chunk_max;
         }
         if is_whole && hex(&hasher.finalize()) != self.blob.id {
             return Err(other_bytes());
         }
         Ok(())
+    }
+
+    /// The pieces of the range from there on, the next few of which are read at once.
+    fn ahead<'a>(&'a self, blobs: &'a Blobs, at: u64) -> BoxStream<'a, Result<(Bytes, Share)>> {
+        stream::iter(cut(at..self.range.end, blobs.store.piece_bytes()))
+            .map(|range| self.read(blobs, range))
+            .buffered(AHEAD)
+            .boxed()
     }
 
     /// Reads one piece in a task of its own, so that it goes on while an earlier one waits to be taken. The share is

@@ -24,7 +24,7 @@ pub struct Budget {
 
 /// A part of the budget, until it is dropped.
 pub struct Share {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     size_bytes: i64,
     in_flight_bytes: Gauge,
 }
@@ -65,7 +65,19 @@ impl Budget {
         let size_bytes = i64::from(units) * UNIT_BYTES as i64;
         self.in_flight_bytes.inc_by(size_bytes);
         let in_flight_bytes = self.in_flight_bytes.clone();
-        Ok(Share { _permit: permit, size_bytes, in_flight_bytes })
+        Ok(Share { permit, size_bytes, in_flight_bytes })
+    }
+}
+
+impl Share {
+    /// So many bytes of it as a share of their own, or as many as there are.
+    pub fn split(&mut self, size_bytes: u64) -> Option<Self> {
+        let most = self.permit.num_permits();
+        let units = usize::try_from(size_bytes.div_ceil(UNIT_BYTES)).unwrap_or(most).min(most);
+        let permit = self.permit.split(units)?;
+        let size_bytes = units as i64 * UNIT_BYTES as i64;
+        self.size_bytes -= size_bytes;
+        Some(Self { permit, size_bytes, in_flight_bytes: self.in_flight_bytes.clone() })
     }
 }
 
@@ -91,5 +103,23 @@ mod tests {
         assert_eq!(gauge.get(), 0);
         let (_one, _two) = (budget.take(1).await.unwrap(), budget.take(7 << 10).await.unwrap());
         assert!(budget.take(1).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_share_is_given_back_piece_by_piece() {
+        let gauge = Gauge::default();
+        let budget = Budget::new(8 << 10, Duration::from_millis(50), gauge.clone());
+        let mut rest = budget.take(8 << 10).await.unwrap();
+        let piece = rest.split(3000).unwrap();
+        assert_eq!(gauge.get(), 8 << 10);
+        assert!(budget.take(1).await.is_err());
+        drop(piece);
+        assert_eq!(gauge.get(), 5 << 10);
+        let all = rest.split(1 << 20).unwrap();
+        drop(rest);
+        assert_eq!(gauge.get(), 5 << 10);
+        assert!(budget.take(4 << 10).await.is_err());
+        drop(all);
+        assert_eq!(gauge.get(), 0);
     }
 }

@@ -301,6 +301,66 @@ async fn what_is_not_read_is_cut_and_frees_its_memory() {
     world.close().await;
 }
 
+/// As others than tonic open a stream: with room for 64 KiB.
+async fn narrow(world: &World) -> As {
+    let endpoint = tonic::transport::Endpoint::from_shared(world.address.clone()).unwrap();
+    let narrow = endpoint.initial_stream_window_size(65_535);
+    crate::world::through(narrow.connect().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_keep_little_from_others() {
+    let settings = [("blob_in_flight_bytes", "8388608"), ("metrics_listen", "127.0.0.1:0")];
+    let (world, _folder) = on_disk(&settings).await;
+    let me = world.anonymous();
+    let given = bytes(60, 3 * MIB);
+    upload(&me, &given).await;
+    // Were each of them to keep what was read ahead for it, they would have all there is several times.
+    let mut slow = Vec::new();
+    for _ in 0..24 {
+        let they = narrow(&world).await;
+        let mut stream =
+            they.blobs().download_blob(whole(digest(&given))).await.unwrap().into_inner();
+        stream.message().await.unwrap().unwrap();
+        slow.push((they, stream));
+    }
+    let page = async || crate::fault::page(world.pages.unwrap(), "/metrics").await;
+    let in_flight = async || {
+        let page = page().await;
+        let line = page.lines().find(|line| line.starts_with("casebook_blob_in_flight_bytes "));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    // The first chunk is within what a client takes unread, and the next one waits for room.
+    let little = 24 * (128 << 10);
+    super::crash::until("little is kept", async || in_flight().await <= little).await;
+    assert!(in_flight().await > 0, "what is on its way is counted");
+    let began = Instant::now();
+    for _ in 0..3 {
+        let (_, found) = download(&me, whole(digest(&given))).await.unwrap();
+        assert!(found == given);
+    }
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    // They get all of it when they go on.
+    let mut reading = tokio::task::JoinSet::new();
+    for (they, mut stream) in slow {
+        let given = given.clone();
+        reading.spawn(async move {
+            let mut found = Vec::new();
+            while let Some(message) = stream.message().await.unwrap() {
+                let Some(Down::Chunk(chunk)) = message.part else { panic!("a second header") };
+                found.extend_from_slice(&chunk);
+            }
+            assert!(found == given);
+            drop(they);
+        });
+    }
+    while let Some(read) = reading.join_next().await {
+        read.unwrap();
+    }
+    assert_eq!(in_flight().await, 0);
+    world.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_share_few_bytes() {
     few_bytes_are_shared(&[]).await;

@@ -143,7 +143,7 @@ impl pb::vector_service_server::VectorService for Api {
         let (caller, request) = open(request)?;
         let pb::SearchVectorsRequest { query, consistency, read_mask, keep_receipt } = request;
         let query = query.ok_or_else(|| Error::invalid("query", "is required"))?;
-        may_keep(&caller, keep_receipt)?;
+        may_keep(&caller, "keep_receipt", keep_receipt)?;
         let asked = keep_receipt.then(|| query.clone());
         let queries = vec![("query".to_owned(), query)];
         let again = Again { seq: self.read_at(&caller, consistency).await?, ..Again::default() };
@@ -169,7 +169,9 @@ impl pb::vector_service_server::VectorService for Api {
         request: Request<pb::BatchSearchVectorsRequest>,
     ) -> Answer<pb::BatchSearchVectorsResponse> {
         let (caller, request) = open(request)?;
-        let pb::BatchSearchVectorsRequest { queries, consistency, read_mask } = request;
+        let pb::BatchSearchVectorsRequest { queries, consistency, read_mask, keep_receipts } =
+            request;
+        may_keep(&caller, "keep_receipts", keep_receipts)?;
         if !(1..=QUERIES_MAX).contains(&queries.len()) {
             let range = format!("must have 1 to {QUERIES_MAX} items, and has {}", queries.len());
             return Err(Error::invalid("queries", range).into());
@@ -179,10 +181,18 @@ impl pb::vector_service_server::VectorService for Api {
             let most = format!("must ask for at most {TOP_K_MAX} hits together");
             return Err(Error::invalid("queries", most).into());
         }
+        let asked = keep_receipts.then(|| queries.clone());
         let queries = queries.into_iter().enumerate();
         let queries = queries.map(|(n, query)| (format!("queries[{n}]"), query)).collect();
         let again = Again { seq: self.read_at(&caller, consistency).await?, ..Again::default() };
         let (found, seq) = self.search_spaces(&caller, queries, again, read_mask).await?;
+        let search_receipt_ids = match asked {
+            Some(asked) => {
+                let keep = found.iter().zip(asked).map(|(found, query)| found.to_keep(query, seq));
+                self.keep_all(&caller, keep.collect()).await?
+            }
+            None => Vec::new(),
+        };
         let results = found.into_iter();
         Ok(Response::new(pb::BatchSearchVectorsResponse {
             results: results
@@ -191,6 +201,7 @@ impl pb::vector_service_server::VectorService for Api {
                 })
                 .collect(),
             read_at: Some(self.revision(&caller, seq)?),
+            search_receipt_ids,
         }))
     }
 }

@@ -37,7 +37,7 @@ const TOP_K_MAX: i32 = 1000;
 impl pb::search_service_server::SearchService for Api {
     async fn search(&self, request: Request<pb::SearchRequest>) -> Answer<pb::SearchResponse> {
         let (caller, request) = open(request)?;
-        may_keep(&caller, request.keep_receipt)?;
+        may_keep(&caller, "keep_receipt", request.keep_receipt)?;
         let answer = match request.near {
             Some(_) => self.search_near(&caller, request).await?,
             None => self.search_words(&caller, request).await?,
@@ -466,7 +466,7 @@ pub async fn find_precedents(
     request: Request<pb::FindPrecedentsRequest>,
 ) -> Result<pb::FindPrecedentsResponse> {
     let (caller, mut request) = open(request)?;
-    may_keep(&caller, request.keep_receipt)?;
+    may_keep(&caller, "keep_receipt", request.keep_receipt)?;
     let mask = ReadMask::new::<pb::Precedent>(request.read_mask.take())?;
     let (explain, keep) = (request.explain, request.keep_receipt);
     let asked = keep.then(|| request.clone());

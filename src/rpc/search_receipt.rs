@@ -154,6 +154,26 @@ impl Keep {
         let space = near.map(|near| (near.space.meta.uid, near.space.id.clone()));
         (space, near.and_then(|near| near.but))
     }
+
+    fn receipt(self, caller: &Caller) -> Result<SearchReceipt> {
+        let Keep { request, hits, seq, exact, space, like } = self;
+        let uid = Uuid::now_v7();
+        let hits = serde_json::to_value(&hits).map_err(Error::internal)?;
+        let (space_uid, space_id) = space.unzip();
+        Ok(SearchReceipt {
+            id: uid.to_string(),
+            meta: Meta::new(uid),
+            method: caller.method.to_owned(),
+            request_digest: hex(&Sha256::digest(&request)),
+            request,
+            space_uid,
+            space_id: space_id.unwrap_or_default(),
+            like_uid: like,
+            hits: json::of_value(&hits),
+            read_seq: seq,
+            exact,
+        })
+    }
 }
 
 /// A vector as a kept request has it.
@@ -171,14 +191,14 @@ pub fn kept_near(near: &Near, params: Option<pb::SearchParams>) -> pb::VectorLeg
     }
 }
 
-/// Refuses to keep a receipt for those who may only read.
-pub fn may_keep(caller: &Caller, keep: bool) -> Result<()> {
+/// Refuses to keep a receipt, asked for in that field, for those who may only read.
+pub fn may_keep(caller: &Caller, field: &str, keep: bool) -> Result<()> {
     if !keep {
         return Ok(());
     }
     let roles = Roles::of(&[Role::Writer, Role::Admin]);
     if !caller.roles.intersects(roles) {
-        let message = format!("keep_receipt needs one of the roles {roles}");
+        let message = format!("{field} needs one of the roles {roles}");
         return Err(Error::Forbidden { reason: Reason::RoleMissing, message });
     }
     if caller.is_read_only {
@@ -191,27 +211,16 @@ pub fn may_keep(caller: &Caller, keep: bool) -> Result<()> {
 impl Parts {
     /// Records what was asked and found; the id of the receipt.
     pub(super) async fn keep(&self, caller: &Caller, keep: Keep) -> Result<String> {
-        let Keep { request, hits, seq, exact, space, like } = keep;
-        let uid = Uuid::now_v7();
-        let hits = serde_json::to_value(&hits).map_err(Error::internal)?;
-        let (space_uid, space_id) = space.unzip();
-        let row = SearchReceipt {
-            id: uid.to_string(),
-            meta: Meta::new(uid),
-            method: caller.method.to_owned(),
-            request_digest: hex(&Sha256::digest(&request)),
-            request,
-            space_uid,
-            space_id: space_id.unwrap_or_default(),
-            like_uid: like,
-            hits: json::of_value(&hits),
-            read_seq: seq,
-            exact,
-        };
-        let id = row.id.clone();
-        let create = Create { rows: vec![row], on_conflict: OnConflict::Fail };
+        super::only(self.keep_all(caller, vec![keep]).await?)
+    }
+
+    /// Records all of what was asked and found or nothing; the ids of the receipts, in that order.
+    pub(super) async fn keep_all(&self, caller: &Caller, keep: Vec<Keep>) -> Result<Vec<String>> {
+        let rows = keep.into_iter().map(|keep| keep.receipt(caller)).collect::<Result<Vec<_>>>()?;
+        let ids = rows.iter().map(|row| row.id.clone()).collect();
+        let create = Create { rows, on_conflict: OnConflict::Fail };
         self.store.write(caller.clone(), WriteOptions::default(), create).await?;
-        Ok(id)
+        Ok(ids)
     }
 
     pub(super) async fn get_search_receipt(
@@ -310,7 +319,8 @@ impl Parts {
                 let Found { hits, seq, .. } = self.store.fuse_names(caller, hybrid).await?;
                 Ok((KeptHit::of_fused(hits.iter().map(|(fused, ())| fused), &kinds)?, seq))
             }
-            "SearchVectors" => {
+            // Each search of a batch has a receipt of its own.
+            "SearchVectors" | "BatchSearchVectors" => {
                 let request = pb::SearchVectorsRequest::decode(bytes).map_err(Error::internal)?;
                 let query = request.query.ok_or_else(|| Error::internal("a receipt of nothing"))?;
                 let queries = vec![("query".to_owned(), query)];

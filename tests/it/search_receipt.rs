@@ -108,6 +108,50 @@ async fn receipts(who: &As) -> Vec<(String, Vec<String>)> {
 }
 
 #[tokio::test]
+async fn each_search_of_a_batch_has_a_receipt_of_its_own() {
+    let world = World::new().await;
+    let who = world.anonymous();
+    herons(&who).await;
+    let before = head(&who).await;
+    let like = pb::vector_query::Target::LikeEmbeddingId("a".into());
+    let queries = vec![
+        pb::VectorQuery { top_k: 3, ..nearest("live", &[1.1, 0.0], 0) },
+        pb::VectorQuery { target: Some(like), top_k: 2, ..nearest("live", &[], 0) },
+    ];
+    let batch = |queries, keep_receipts| pb::BatchSearchVectorsRequest {
+        queries,
+        keep_receipts,
+        ..Default::default()
+    };
+    let plain = ok!(who.vectors().batch_search_vectors(batch(queries.clone(), false)));
+    assert!(plain.search_receipt_ids.is_empty());
+    assert_eq!(head(&who).await, before);
+    let answer = ok!(who.vectors().batch_search_vectors(batch(queries.clone(), true)));
+    assert_eq!(answer.results, plain.results);
+    assert_eq!(answer.search_receipt_ids.len(), 2);
+    // Both are written at once.
+    assert_eq!(head(&who).await, before + 2);
+    for (id, result) in answer.search_receipt_ids.iter().zip(&answer.results) {
+        let kept = receipt(&who, id).await;
+        assert_eq!(kept.method, "casebook.v1.VectorService/BatchSearchVectors");
+        let found: Vec<_> =
+            result.hits.iter().map(|hit| hit.embedding.as_ref().unwrap().id.clone()).collect();
+        // Receipts name embeddings with their spaces.
+        let hits = kept.hits.iter().map(|hit| hit.r#ref.as_ref().unwrap().id.as_str());
+        let hits: Vec<_> = hits.map(|id| id.rsplit('/').next().unwrap()).collect();
+        assert_eq!(hits, found);
+        let again = replay(&who, id, true).await;
+        assert!(again.identical, "{again:?}");
+    }
+    // One query that is wrong keeps nothing of the others.
+    let wrong = pb::VectorQuery { top_k: -1, ..nearest("live", &[1.1, 0.0], 0) };
+    let some = batch(vec![queries[0].clone(), wrong], true);
+    fails!(who.vectors().batch_search_vectors(some), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(head(&who).await, before + 2);
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_search_is_the_same_again_whatever_has_happened_since() {
     let world = World::new().await;
     let who = world.anonymous();
@@ -346,6 +390,12 @@ async fn a_receipt_is_a_write_and_stays_in_its_tenant() {
     fails!(reader.search().search(legs()), PermissionDenied, "ROLE_MISSING");
     fails!(reader.precedents().find_precedents(found()), PermissionDenied, "ROLE_MISSING");
     fails!(reader.vectors().search_vectors(by_vector()), PermissionDenied, "ROLE_MISSING");
+    let batch = pb::BatchSearchVectorsRequest {
+        queries: vec![nearest("old", &[1.0, 0.0], 0)],
+        keep_receipts: true,
+        ..Default::default()
+    };
+    fails!(reader.vectors().batch_search_vectors(batch), PermissionDenied, "ROLE_MISSING");
     assert_eq!(head(&acme).await, before);
 
     let id = ok!(writer.search().search(legs())).search_receipt_id;

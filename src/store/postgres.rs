@@ -16,6 +16,10 @@ use tokio_postgres::{Client, Config, NoTls, Row};
 /// The role that the service works as: it owns nothing and sees only the views of the schema `wall`.
 pub const SERVICE_ROLE: &str = "casebook_app";
 
+/// A connection that was handed out this long ago need not be asked whether it is alive: that would cost every search a
+/// round trip.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Which connections a piece of work runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
@@ -82,11 +86,12 @@ pub struct Pools {
 impl Pools {
     pub fn new(settings: &PoolSettings) -> Result<Self> {
         let pool = |lane: Lane, size: usize, verify: bool| {
-            let method = if verify { RecyclingMethod::Verified } else { RecyclingMethod::Fast };
+            // One that is known to be closed is never handed out.
+            let recycling_method = RecyclingMethod::Fast;
             let manager = Manager::from_config(
                 session(settings, lane),
                 NoTls,
-                ManagerConfig { recycling_method: method },
+                ManagerConfig { recycling_method },
             );
             let lifetime_max = settings.lifetime_max;
             Pool::builder(manager)
@@ -101,6 +106,15 @@ impl Pools {
                         return Err(HookError::message("older than pool_max_lifetime_ms"));
                     }
                     Ok(())
+                }))
+                .pre_recycle(Hook::async_fn(move |client, metrics| {
+                    let is_asked = verify && metrics.last_used() > FRESH;
+                    Box::pin(async move {
+                        if is_asked {
+                            client.simple_query("").await.map_err(HookError::Backend)?;
+                        }
+                        Ok(())
+                    })
                 }))
                 .build()
                 .map_err(Error::internal)

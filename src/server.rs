@@ -22,6 +22,9 @@ use crate::store::caller::{Caller, Roles, SYSTEM_TENANT};
 use crate::store::envelope::KeySource;
 use crate::store::migrate::Migrator;
 use crate::store::postgres::{Lane, PoolSettings, SERVICE_ROLE};
+use crate::store::projection::built_in::BuiltIn;
+use crate::store::projection::schedule::{self, ScheduleSettings};
+use crate::store::projection::verify::Verified;
 use crate::store::read::ReadSettings;
 use crate::store::vector_index::upkeep::{self, UpkeepSettings};
 use crate::store::write::WriteSettings;
@@ -340,6 +343,22 @@ impl Server {
             )),
             tokio::spawn(upkeep::run(store.clone(), upkeep_settings(&config), stopped.clone())),
         ];
+        if config.sync_check_period_ms > 0 {
+            let settings = ScheduleSettings {
+                period: Duration::from_millis(config.sync_check_period_ms),
+                caller: |tenant| program(tenant, "server", "casebook/sync"),
+            };
+            let (checked, wrong) = (metrics.sync_checked.clone(), metrics.sync_different.clone());
+            let note = move |found: &Verified| {
+                checked.inc_by(found.checked.unsigned_abs());
+                let differences = found.missing + found.extra + found.different;
+                // Where the counts alone differ, that is one.
+                wrong.inc_by(differences.max(i64::from(!found.is_in_sync())).unsigned_abs());
+            };
+            let check =
+                schedule::run(store.clone(), Arc::new(BuiltIn), settings, note, stopped.clone());
+            tasks.push(tokio::spawn(check));
+        }
         let blobs = blobs.map(|blobs| blobs::parts(&config, blobs, blob_keys, &metrics));
         if let Some(blobs) = &blobs {
             let answers = blobs_answer;

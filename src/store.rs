@@ -118,6 +118,7 @@ const OTHER_QUERIES: &[&[&dyn Check]] = &[
     projection::QUERIES,
     projection::built_in::QUERIES,
     projection::follow::QUERIES,
+    projection::schedule::QUERIES,
     purge::QUERIES,
     request_ledger::QUERIES,
     snapshot::QUERIES,

@@ -313,7 +313,7 @@ settings! {
             "How old a connection may get before it is replaced, which is how load reaches a new PostgreSQL.",
             older ["DB_POOL_RECYCLE"];
         pool_verify: bool = text("true"), Kind::Bool, "bool",
-            "Whether a connection is tested before use: one round trip more, no call fails on a dead one.";
+            "Whether a connection that was idle for a second is tested before use: one round trip more, no call fails on a dead one.";
         read_lanes: usize = n(2), number(1, 64), "connections",
             "How many connections, beside the pool, carry batched point reads.";
         write_lanes: usize = n(2), number(1, 64), "connections",
@@ -452,6 +452,8 @@ settings! {
             "How often the server looks for new vectors to index and for indexes to build.";
         index_probe_interval_ms: u64 = n(HOUR), number(0, 720 * HOUR), "ms",
             "How often each vector index is compared with exact searches; 0 never.";
+        sync_check_period_ms: u64 = n(24 * HOUR), number(0, 87_600 * HOUR), "ms",
+            "How long until a sample of each tenant's vectors is held against the record again; 0 never.";
         credential_cache_ms: u64 = n(5 * SECOND), number(0, HOUR), "ms",
             "How long a verified token is trusted unseen, so how long a revoked one may still work.";
         drain_delay_ms: u64 = n(5 * SECOND), number(0, HOUR), "ms",

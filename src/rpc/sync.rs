@@ -8,8 +8,9 @@ use crate::store::caller::Caller;
 use crate::store::embedding::{DeleteEmbeddings, WrittenEmbeddings};
 use crate::store::projection::built_in::{BuiltIn, SyncEmbeddings};
 use crate::store::projection::resync::{Part, Resynced};
+use crate::store::projection::schedule::SyncCheck;
 use crate::store::projection::verify::{Difference, Extent, Fault, TOLD_MAX, Verified};
-use crate::store::projection::{Mode, Progress, Projection};
+use crate::store::projection::{Mode, Progress, Projection, any_seed};
 use crate::store::vector_space::VectorSpace;
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
@@ -192,7 +193,7 @@ impl pb::sync_service_server::SyncService for Api {
         let projection: Arc<dyn Projection> = Arc::new(BuiltIn);
         let (name, mode) = (projection.name().to_owned(), projection.mode());
         let progress = self.store.progress(&caller, projection, space).await?;
-        let Progress { head, applied, lag, recorded, held } = progress;
+        let Progress { head, applied, lag, recorded, held, last_check } = progress;
         let mode = match mode {
             Mode::Transactional => pb::SyncMode::Transactional,
             Mode::Follower => pb::SyncMode::Follower,
@@ -206,6 +207,7 @@ impl pb::sync_service_server::SyncService for Api {
             lag: Some(lag.try_into().map_err(Error::internal)?),
             postgres_count: recorded,
             vectordb_count: held,
+            last_check: last_check.map(Into::into),
         };
         Ok(Response::new(pb::GetSyncStatusResponse {
             projections: vec![projection],
@@ -258,12 +260,6 @@ fn within(fields: &mut Fields, field: &str, value: i32, default: i32, max: i32) 
 /// The space that is named; none where all are meant.
 fn space_or_all(fields: &mut Fields, name: String) -> Option<String> {
     (!name.is_empty()).then(|| fields.id("vector_space_id", name))
-}
-
-/// Never 0, which callers mean by any.
-fn any_seed() -> i64 {
-    let (seed, _) = Uuid::new_v4().as_u64_pair();
-    (seed >> 1) as i64 | 1
 }
 
 /// The caller, for one piece of work.
@@ -331,6 +327,20 @@ impl Resync {
         told.done = self.left <= 0 || self.spaces.is_empty();
         told.read_at = Some(self.api.revision(&self.caller, seq)?);
         Ok(told.clone())
+    }
+}
+
+impl From<SyncCheck> for pb::SyncCheck {
+    fn from(check: SyncCheck) -> Self {
+        let SyncCheck { check_time, checked, missing, extra, different, in_sync } = check;
+        Self {
+            check_time: check_time.map(Into::into),
+            samples_checked: checked,
+            missing_in_vectordb: missing,
+            extra_in_vectordb: extra,
+            different,
+            in_sync,
+        }
     }
 }
 

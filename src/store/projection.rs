@@ -6,6 +6,7 @@
 pub mod built_in;
 pub mod follow;
 pub mod resync;
+pub mod schedule;
 pub mod verify;
 
 use super::Store;
@@ -15,6 +16,7 @@ use super::vector_space::VectorSpace;
 use crate::{Result, queries, row};
 use follow::Target;
 use futures_util::future::BoxFuture;
+use schedule::{LAST, SyncCheck};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
@@ -125,7 +127,7 @@ queries! { "projection" {
 } }
 
 /// How far a projection is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
     /// The newest number of the log.
     pub head: i64,
@@ -134,6 +136,14 @@ pub struct Progress {
     pub lag: Duration,
     pub recorded: i64,
     pub held: i64,
+    /// What a server found last of its own accord, in all spaces.
+    pub last_check: Option<SyncCheck>,
+}
+
+/// What a sample may be drawn by: never 0, which callers mean by any.
+pub fn any_seed() -> i64 {
+    let (seed, _) = Uuid::new_v4().as_u64_pair();
+    (seed >> 1) as i64 | 1
 }
 
 /// What is read at once of vectors, in bytes.
@@ -185,6 +195,7 @@ impl Store {
                     lag: lag.unwrap_or_default(),
                     recorded: count(&at, space).await?,
                     held: projection.count(&at, space).await?,
+                    last_check: at.all(&LAST, &(projection.name().to_owned(),)).await?.pop(),
                 };
                 at.end(progress).await
             })

@@ -231,6 +231,10 @@ pub struct Metrics {
     pub blob_corrupt: Counter,
     /// Bytes of blobs that were read only to see whether they are right.
     pub blob_scrubbed_bytes: Counter,
+    /// Embeddings whose vectors were looked at only to see whether they are as recorded.
+    pub sync_checked: Counter,
+    /// Vectors that were found not to be as recorded.
+    pub sync_different: Counter,
     refresh: Mutex<Vec<Refresh>>,
 }
 
@@ -337,6 +341,17 @@ impl Metrics {
             "Bytes of blobs read to see whether they are right",
             blob_scrubbed_bytes.clone(),
         );
+        let (sync_checked, sync_different) = (Counter::default(), Counter::default());
+        r.register(
+            "casebook_sync_checked",
+            "Embeddings held against the record",
+            sync_checked.clone(),
+        );
+        r.register(
+            "casebook_sync_different",
+            "Vectors found not to be as recorded",
+            sync_different.clone(),
+        );
         r.register("casebook_blob_corrupt", "Damaged blobs that were found", blob_corrupt.clone());
         r.register(
             "casebook_write_batch_requests",
@@ -376,6 +391,8 @@ impl Metrics {
             blob_orphans,
             blob_corrupt,
             blob_scrubbed_bytes,
+            sync_checked,
+            sync_different,
             refresh: Mutex::default(),
         }
     }
@@ -486,6 +503,8 @@ mod tests {
         has(&page, "casebook_blob_orphans 0");
         has(&page, "casebook_blob_corrupt_total 0");
         has(&page, "casebook_blob_scrubbed_bytes_total 0");
+        has(&page, "casebook_sync_checked_total 0");
+        has(&page, "casebook_sync_different_total 0");
         has(&page, "casebook_request_replays_total 1");
         has(&page, "casebook_pool_in_use{pool=\"read\"} 4");
         has(&page, "casebook_pool_wait_seconds_count{pool=\"read\"} 0");

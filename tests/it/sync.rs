@@ -1,6 +1,7 @@
 //! Vectors and their records: F90 to F100, and N5: what is written together, what verifying finds, and what following does.
 
 mod follow;
+mod schedule;
 
 use crate::help::*;
 use crate::vectors::{embedding, space, space_of};

@@ -194,7 +194,7 @@ async fn kills_at_any_moment_lose_nothing_that_was_acknowledged() {
             calls.spawn(async move {
                 let mut done = Vec::new();
                 for turn in 0.. {
-                    let seed = 10_000 + round * 1000 + n * 100 + turn;
+                    let seed = 10_000 + ((round * 8 + n) << 32) + turn;
                     let size = if n == 0 { 9 * MIB } else { 20_000 };
                     let given = bytes(seed, size);
                     if send(&me, messages(&given, |_| {})).await.is_err() {

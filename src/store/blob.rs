@@ -3,6 +3,7 @@
 pub mod body;
 pub mod change;
 pub mod check;
+pub mod hashing;
 pub mod reap;
 pub mod reference;
 pub mod rotate;

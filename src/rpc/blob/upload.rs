@@ -7,12 +7,12 @@ use crate::rpc::Api;
 use crate::rpc::object::worded;
 use crate::store::blob::body::{Sink, gather_bytes};
 use crate::store::blob::change::{Intend, Keep, Kept, Name};
+use crate::store::blob::hashing::Hashing;
 use crate::store::blob::reap::Left;
 use crate::store::blob::{Arrived, Attempt, Blob, READY};
 use crate::store::blob_store::Pieces;
 use crate::store::blob_store::budget::Share;
 use crate::store::caller::Caller;
-use crate::store::log::hex;
 use crate::store::object::Written;
 use crate::store::object::put::Put;
 use crate::store::object::upload::KeepAs;
@@ -21,7 +21,6 @@ use crate::{Error, Reason, Result};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use prost::Message;
-use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -239,7 +238,8 @@ impl Work {
         let first = announced.size_bytes.unwrap_or(part_max).saturating_add(chunks.memory_bytes());
         let first = first.clamp(1, part_max);
         let mut share = Some(blobs.budget.begin(first).await?);
-        let (mut gathered, mut hasher, mut size_bytes) = (Gathered::default(), Sha256::new(), 0u64);
+        let (mut gathered, mut hashing, mut size_bytes) =
+            (Gathered::default(), Hashing::default(), 0u64);
         loop {
             let Some(mut chunk) = chunks.next().await? else { break };
             size_bytes += chunk.len() as u64;
@@ -249,7 +249,7 @@ impl Work {
             if size_bytes > limits.size_max {
                 return Err(Error::TooLarge { limit_bytes: limits.size_max }.into());
             }
-            hasher.update(&chunk);
+            hashing.update(&chunk).await?;
             while !chunk.is_empty() {
                 if gathered.len == whole(stream.is_none()) {
                     // There is more, so this is not the last part.
@@ -264,7 +264,7 @@ impl Work {
         if let Some(said) = announced.size_bytes.filter(|said| size_bytes != *said) {
             return Err(wrong_size(said, &format!("there are {size_bytes}")).into());
         }
-        let digest = hex(&hasher.finalize());
+        let digest = hashing.digest().await?;
         if let Some(said) = announced.digest.as_ref().filter(|said| **said != digest) {
             let text = format!("must be that of the bytes, which is {digest} and not {said}");
             let error = Error::invalid_because(Reason::DigestMismatch, "header.digest", text);

@@ -7,14 +7,13 @@ use crate::pb::{WriteUploadRequest, WriteUploadResponse};
 use crate::rpc::Api;
 use crate::store::blob::Attempt;
 use crate::store::blob::body::Sink;
+use crate::store::blob::hashing::Hashing;
 use crate::store::blob::session::{Extend, PRESIGNED, Session, SessionPart};
 use crate::store::caller::Caller;
-use crate::store::log::hex;
 use crate::store::write::WriteOptions;
 use crate::{Error, Reason, Result};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use sha2::{Digest as _, Sha256};
 use tokio::time::{sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tracing::Instrument as _;
@@ -55,7 +54,7 @@ struct Extension<'a> {
     session: Session,
     /// What has come and is in no part yet, and the digest of that.
     gathered: Gathered,
-    hasher: Sha256,
+    hashing: Hashing,
 }
 
 impl Incoming {
@@ -77,8 +76,8 @@ impl Incoming {
         // One share for all parts, which go one by one: while it is held no other is waited for.
         let most = left.clamp(1, blobs.limits.part as u64);
         let _share = blobs.budget.begin(most).await?;
-        let (gathered, hasher) = Default::default();
-        let mut extension = Extension { work: &work, blobs, session, gathered, hasher };
+        let (gathered, hashing) = Default::default();
+        let mut extension = Extension { work: &work, blobs, session, gathered, hashing };
         let received = self.receive(first, &mut extension).await;
         // Bytes that came before are what the caller sent, whatever went wrong then.
         let kept = extension.bring().await;
@@ -155,7 +154,7 @@ impl Extension<'_> {
         while !chunk.is_empty() {
             let room = limits.part - self.gathered.len;
             let piece = chunk.split_to(room.min(chunk.len()));
-            self.hasher.update(&piece);
+            self.hashing.update(&piece).await?;
             self.gathered.add(piece);
             if self.gathered.len == limits.part {
                 self.bring().await?;
@@ -172,7 +171,7 @@ impl Extension<'_> {
         let Self { work, blobs, .. } = *self;
         // Whatever becomes of it, it is not brought twice.
         let pieces = std::mem::take(&mut self.gathered).pieces();
-        let digest = hex(&std::mem::take(&mut self.hasher).finalize());
+        let digest = std::mem::take(&mut self.hashing).digest().await?;
         let attempt = work.intend_as(blobs, Attempt::of_part(&work.caller.tenant)).await?;
         let (keys, deadline) = (blobs.keys.as_ref(), work.caller.deadline);
         let put = Sink::put(&blobs.store, keys, &attempt, &digest, pieces, String::new(), deadline);

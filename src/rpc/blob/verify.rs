@@ -8,7 +8,7 @@ use crate::pb::{self, BlobProblem, VerifyBlobStoreResponse};
 use crate::rpc::Api;
 use crate::rpc::wire::Fields;
 use crate::store::blob::body::Pace;
-use crate::store::blob::check::{Fault, Lens, Orphan};
+use crate::store::blob::check::{Fault, LOOKS, Lens, Orphan};
 use crate::store::blob::{self, Blob};
 use crate::store::caller::Caller;
 use crate::store::filter::Field;
@@ -17,14 +17,15 @@ use crate::{Error, Result};
 use futures_util::stream::{self, StreamExt as _};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// Blobs that are looked at together.
 const PAGE: i64 = 500;
-/// Looks at the store that are under way at once; bytes are read one blob after another.
-const LOOKS: usize = 16;
+/// Blobs that are read at once. Each has no more than one piece in memory.
+const READS: usize = 4;
 const TELL_EVERY: Duration = Duration::from_secs(5);
 const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
 const ORPHAN_AGE_MIN: Duration = Duration::from_secs(60);
@@ -92,6 +93,15 @@ impl Api {
     }
 }
 
+/// A task that ends with whoever waits for it.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Looking at a tenant's bytes.
 struct Verify {
     api: Api,
@@ -123,36 +133,32 @@ impl Verify {
             let query = ListQuery { order: order(), after, limit: PAGE, ..ListQuery::default() };
             let caller = piecewise(&self.caller);
             let page = self.api.store.list::<Blob>(&caller, &blob::LISTING, query, false).await?;
-            if self.asked.rehash {
-                for blob in page.rows {
-                    let mut pace = Pace::new(None);
-                    let fault = self.check(&blob, Some(&mut pace)).await?;
-                    self.told.bytes_read += pace.bytes() as i64;
-                    self.note(&blob, fault).await?;
+            let rehash = self.asked.rehash;
+            let (store, lens) = (self.api.store.clone(), self.lens.clone());
+            let caller = self.caller.clone();
+            let checks = page.rows.into_iter().map(|blob| {
+                let (store, lens, caller) = (store.clone(), lens.clone(), caller.clone());
+                async move {
+                    let check = async move {
+                        let mut pace = rehash.then(|| Pace::new(None));
+                        let fault = store.check_blob(&lens, &caller, &blob, pace.as_mut()).await?;
+                        Ok::<_, Error>((blob, pace.map_or(0, |pace| pace.bytes()), fault))
+                    };
+                    // A task, which goes on while a finding waits to be taken, and so gives back its share of memory.
+                    let mut task = Task(tokio::spawn(check));
+                    (&mut task.0).await.map_err(Error::internal)?
                 }
-            } else {
-                let (store, lens) = (self.api.store.clone(), self.lens.clone());
-                let caller = self.caller.clone();
-                let looks = page.rows.into_iter().map(|blob| {
-                    let (store, lens, caller) = (store.clone(), lens.clone(), caller.clone());
-                    async move {
-                        let fault = store.check_blob(&lens, &caller, &blob, None).await;
-                        (blob, fault)
-                    }
-                });
-                let mut looks = stream::iter(looks).buffered(LOOKS);
-                while let Some((blob, fault)) = looks.next().await {
-                    self.note(&blob, fault?).await?;
-                }
+            });
+            let mut checks = stream::iter(checks).buffered(if rehash { READS } else { LOOKS });
+            while let Some(checked) = checks.next().await {
+                let (blob, bytes_read, fault) = checked?;
+                self.told.bytes_read += bytes_read as i64;
+                self.note(&blob, fault).await?;
             }
             let Some(next) = page.next else { return Ok(()) };
             let cursor = Cursor::parse(&order(), &next);
             after = Some(cursor.ok_or_else(|| Error::internal("a page without an end"))?);
         }
-    }
-
-    async fn check(&self, blob: &Blob, pace: Option<&mut Pace>) -> Result<Option<Fault>> {
-        self.api.store.check_blob(&self.lens, &self.caller, blob, pace).await
     }
 
     async fn note(&mut self, blob: &Blob, fault: Option<Fault>) -> Result<()> {
@@ -171,7 +177,7 @@ impl Verify {
             }
             Fault::Damaged => BlobProblem::DigestMismatch,
             Fault::Unreadable(why) => {
-                finding.message = why;
+                finding.message = why.to_string();
                 BlobProblem::Unreadable
             }
         };
@@ -191,7 +197,7 @@ impl Verify {
         while let Some(some) = found.next().await {
             let (looked_at, orphans) = some?;
             self.told.keys_checked += looked_at as i64;
-            for Orphan { key, size_bytes, modify_time: _ } in orphans {
+            for Orphan { key, size_bytes } in orphans {
                 if self.asked.remove_orphans {
                     store.discard(&caller, &key).await?;
                 }

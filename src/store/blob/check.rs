@@ -10,7 +10,7 @@ use crate::store::caller::Caller;
 use crate::store::envelope::KeySource;
 use crate::store::write::WriteOptions;
 use crate::{Error, Result, queries, row};
-use futures_util::stream::{BoxStream, StreamExt as _};
+use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -37,6 +37,8 @@ queries! { "blob_check" {
 const LOOK_TIME: Duration = Duration::from_secs(30);
 /// Keys that are looked up at once.
 const KEYS: usize = 500;
+/// Looks at the store that are under way at once.
+pub const LOOKS: usize = 16;
 
 /// What stored bytes are looked at with.
 #[derive(Clone)]
@@ -48,7 +50,7 @@ pub struct Lens {
 }
 
 /// What is wrong with a blob.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Fault {
     /// The store has nothing under its key.
     Missing,
@@ -57,7 +59,7 @@ pub enum Fault {
     /// It has other bytes; or it was found so before, and only reading them can tell otherwise.
     Damaged,
     /// This server cannot tell: it lacks the key, or looks into another store. Nothing is marked for that.
-    Unreadable(String),
+    Unreadable(Error),
 }
 
 fn piecewise(caller: &Caller) -> Caller {
@@ -74,11 +76,8 @@ impl Store {
         blob: &Blob,
         pace: Option<&mut Pace>,
     ) -> Result<Option<Fault>> {
-        if blob.storage_backend != lens.store.backend() {
-            let kind = &blob.storage_backend;
-            return Ok(Some(Fault::Unreadable(format!(
-                "it is kept in a store of the kind {kind}"
-            ))));
+        if let Err(error) = lens.store.is_store_of(blob) {
+            return Ok(Some(Fault::Unreadable(error)));
         }
         let expected = u64::try_from(blob.stored_size_bytes).map_err(Error::internal)?;
         let found = lens.store.size_bytes(&blob.store_key, Instant::now() + LOOK_TIME).await?;
@@ -114,7 +113,7 @@ async fn read_whole(
     match digest.await {
         Ok(digest) if digest == blob.id => Ok(None),
         Ok(_) | Err(Error::DataLoss { .. }) => Ok(Some(Fault::Damaged)),
-        Err(Error::Refused { message, .. }) => Ok(Some(Fault::Unreadable(message))),
+        Err(error @ Error::Refused { .. }) => Ok(Some(Fault::Unreadable(error))),
         Err(error) => Err(error),
     }
 }
@@ -123,7 +122,6 @@ async fn read_whole(
 pub struct Orphan {
     pub key: String,
     pub size_bytes: u64,
-    pub modify_time: SystemTime,
 }
 
 impl Store {
@@ -141,18 +139,16 @@ impl Store {
             let looked_at = some.len();
             let keys = some.iter().map(|listed| listed.key.clone()).collect();
             let known = self.known_keys(caller, keys).await?;
-            let mut orphans = Vec::new();
-            for Listed { key, size_bytes, modify_time } in some {
-                if known.contains(&key) || modify_time >= until {
-                    continue;
-                }
+            let nobodys = some
+                .into_iter()
+                .filter(|listed| !known.contains(&listed.key) && listed.modify_time < until);
+            let looks = nobodys.map(|Listed { key, size_bytes, modify_time: _ }| async move {
                 // A blob that had them may have been deleted since they were listed.
-                let is_there = lens.store.size_bytes(&key, Instant::now() + LOOK_TIME).await?;
-                if is_there.is_some() {
-                    orphans.push(Orphan { key, size_bytes, modify_time });
-                }
-            }
-            Ok((looked_at, orphans))
+                let found = lens.store.size_bytes(&key, Instant::now() + LOOK_TIME).await?;
+                Ok::<_, Error>(found.map(|_| Orphan { key, size_bytes }))
+            });
+            let found: Vec<_> = stream::iter(looks).buffered(LOOKS).try_collect().await?;
+            Ok((looked_at, found.into_iter().flatten().collect()))
         });
         found.boxed()
     }

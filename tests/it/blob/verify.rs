@@ -193,3 +193,54 @@ async fn damage_is_found_without_anybody_asking() {
     second.stop().await;
     world.close().await;
 }
+
+/// What is found waits for the caller, and everything else goes on: nothing of a blob is in memory meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_does_not_read_findings_keeps_no_memory() {
+    const COUNT: usize = 60;
+    let (world, folder) = on_disk(&[("metrics_listen", "127.0.0.1:0")]).await;
+    let me = world.anonymous();
+    let mut ids: Vec<_> = Vec::new();
+    for seed in 0..COUNT as u64 {
+        let given = bytes(600 + seed, 2 * MIB);
+        upload(&me, &given).await;
+        ids.push(id(&given));
+    }
+    ids.sort();
+    for (path, mut content) in files(folder.path()) {
+        content[0] ^= 1;
+        std::fs::write(path, content).unwrap();
+    }
+    // No more than a few findings are on their way to this one.
+    let endpoint = tonic::transport::Endpoint::from_shared(world.address.clone()).unwrap();
+    let slow = crate::world::through(endpoint.initial_stream_window_size(1024).connect_lazy());
+    let mut stream = ok!(slow.blobs().verify_blob_store(reading()));
+    let pages = world.pages.unwrap();
+    let metric = async |name: &str| {
+        let page = crate::fault::page(pages, "/metrics").await;
+        let line = page.lines().find(|line| line.starts_with(name));
+        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<i64>().unwrap())
+    };
+    let pieces = "casebook_backend_attempts_total{op=\"object_store.GET\",outcome=\"ok\"} ";
+    let read = async || metric(pieces).await;
+    let mut before = read().await;
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = read().await;
+        if now > 0 && now == before {
+            break;
+        }
+        before = now;
+    }
+    assert!(before < 2 * COUNT as i64, "{before} pieces were read: nothing waits for the caller");
+    assert_eq!(metric("casebook_blob_in_flight_bytes ").await, 0);
+    let (mut found, mut last) = (Vec::new(), None);
+    while let Some(message) = stream.message().await.unwrap() {
+        found.extend(message.finding.iter().map(|f| hex(&f.digest.as_ref().unwrap().value)));
+        last = Some(message);
+    }
+    assert_eq!(found, ids);
+    let last = last.unwrap();
+    assert_eq!((last.blobs_checked, last.bytes_read), (COUNT as i64, (COUNT * 2 * MIB) as i64));
+    world.close().await;
+}

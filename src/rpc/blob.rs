@@ -23,7 +23,7 @@ use crate::store::log::hex;
 use crate::store::noun::Noun as _;
 use crate::store::object::put::Put;
 use crate::{Error, Reason, Result};
-pub(super) use download::{cut, other_bytes};
+pub(super) use download::other_bytes;
 use futures_util::stream::Stream;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::HashMap;

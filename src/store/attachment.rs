@@ -1,11 +1,12 @@
 //! Attachments: blobs that belong to a decision, each under a name.
 
+use super::blob::reference::{hold, refer};
 use super::blob::{Blob, READY};
 use super::canonical::Json;
 use super::change::OnConflict;
 use super::child::Parent;
 use super::decision::Decision;
-use super::evidence::{Added, Evidence, add_all, dated, hold_blobs, only_row, refer};
+use super::evidence::{Added, Evidence, add_all, dated, only_row};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::{Entry, LogRow};
@@ -125,7 +126,7 @@ impl Change for AttachBlob {
             let ids = changes.iter().map(|a| a.change.row.decision_id.clone()).collect();
             let decisions = tx.lock::<Decision>(ids).await?;
             let digests = changes.iter().map(|a| a.change.row.digest.clone()).collect();
-            let blobs = hold_blobs(tx, digests).await?;
+            let blobs = hold(tx, digests).await?;
             let given = changes.iter().map(|Applied { change, caller }| {
                 let AttachBlob { row, on_conflict } = change;
                 let row = match blobs.get(&row.digest) {
@@ -144,10 +145,10 @@ impl Change for AttachBlob {
             });
             let added = add_all(tx, &decisions, given.collect()).await?;
             let referring = added.iter().filter_map(|added| match added {
-                Added::New(row) => Some((blobs.get(&row.digest)?.uid, row)),
+                Added::New(row) => Some((blobs.get(&row.digest)?.meta.uid, row.meta.uid)),
                 Added::Failed(_) | Added::Equal(_) => None,
             });
-            refer(tx, referring).await?;
+            refer(tx, Attachment::KIND, referring.collect()).await?;
             let outcome = |added| match added {
                 Added::Failed(error) => Outcome::Failed(error),
                 Added::Equal(row) => {

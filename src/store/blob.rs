@@ -10,23 +10,20 @@ pub mod rotate;
 pub mod scrub;
 pub mod session;
 
-use super::Store;
 use super::blob_store::Stored;
-use super::caller::Caller;
 use super::child::Parent;
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::hex;
 use super::noun::Meta;
-use crate::{Result, noun, queries, row};
+use crate::noun;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
 use std::time::SystemTime;
 use uuid::Uuid;
 
 noun! {
     pub struct Blob in "blob" as blob + [
-        QUERIES, change::QUERIES, check::QUERIES, reap::QUERIES, reference::QUERIES, rotate::QUERIES, scrub::QUERIES,
+        change::QUERIES, check::QUERIES, reap::QUERIES, reference::QUERIES, rotate::QUERIES, scrub::QUERIES,
         session::QUERIES, session::ROW_QUERIES
     ] {
         pub size_bytes: i64,
@@ -86,19 +83,6 @@ pub static LISTING: Listing = Listing {
         Field::new("update_time", "d.update_time", FieldKind::Time),
     ],
 };
-
-row! {
-    /// How many rows refer to a blob.
-    pub struct Counted {
-        pub blob_uid: Uuid,
-        pub count: i64,
-    }
-}
-
-queries! { "blob" {
-    COUNT_REFERENCES(Vec<Uuid>) -> Counted =
-        "SELECT blob_uid, count(*) AS count FROM blob_reference WHERE blob_uid = ANY($1) GROUP BY blob_uid";
-} }
 
 /// How the bytes lie in the store; see [`body`], the one place that acts on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,25 +163,4 @@ pub fn tenant_prefix(tenant: &str) -> String {
 fn tenant_hash(tenant: &str) -> String {
     let digest = Sha256::new_with_prefix("casebook.tenant\n").chain_update(tenant).finalize();
     hex(&digest[..16])
-}
-
-impl Store {
-    /// How many rows refer to each of these blobs.
-    pub async fn count_references(
-        &self,
-        caller: &Caller,
-        blobs: Vec<Uuid>,
-    ) -> Result<HashMap<Uuid, i64>> {
-        let params = std::sync::Arc::new((blobs,));
-        let counted: Vec<Counted> = self
-            .snapshot(caller, COUNT_REFERENCES.name, move |at| {
-                let params = std::sync::Arc::clone(&params);
-                Box::pin(async move {
-                    let rows = at.all(&COUNT_REFERENCES, &*params).await?;
-                    at.end(rows).await
-                })
-            })
-            .await?;
-        Ok(counted.into_iter().map(|row| (row.blob_uid, row.count)).collect())
-    }
 }

@@ -1,7 +1,7 @@
 //! What bundles and attachments have in common: they are added to a decision that is there, refer to a blob, and are not
 //! deleted by the way while a decision cites them.
 
-use super::blob::change::{HOLD_BLOBS, HeldBlob, REFER, UNREFER};
+use super::blob::reference::let_go;
 use super::caller::Caller;
 use super::change::{Modify, OnConflict, stamp};
 use super::child::{Child, Hide, Parent};
@@ -150,32 +150,6 @@ pub async fn add_all<T: Evidence>(
     added.into_iter().map(settle).collect()
 }
 
-/// The live blobs of digests; from here until the transaction ends none of them can be deleted.
-pub async fn hold_blobs(
-    tx: &Tx<'_>,
-    mut digests: Vec<String>,
-) -> Result<HashMap<String, HeldBlob>> {
-    digests.sort_unstable();
-    digests.dedup();
-    if digests.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let held = tx.run(&HOLD_BLOBS, &(digests,)).await?;
-    Ok(held.into_iter().map(|blob| (blob.id.clone(), blob)).collect())
-}
-
-/// Notes that new rows refer to blobs that are held.
-pub async fn refer<T: Noun>(tx: &Tx<'_>, rows: impl Iterator<Item = (Uuid, &T)>) -> Result<()> {
-    let (blobs, uids): (Vec<Uuid>, Vec<Uuid>) =
-        rows.map(|(blob, row)| (blob, row.meta().uid)).unzip();
-    if blobs.is_empty() {
-        return Ok(());
-    }
-    let kinds = vec![T::KIND.to_owned(); blobs.len()];
-    tx.run(&REFER, &(blobs, kinds, uids)).await?;
-    Ok(())
-}
-
 /// The folder of a time: `evidence/decision/2026/11`.
 pub fn dated(folder: &str, time: std::time::SystemTime) -> String {
     let time = OffsetDateTime::from(time);
@@ -268,9 +242,7 @@ impl<T: Evidence> Change for DeleteEvidence<T> {
                 }
                 outcomes.push(outcome);
             }
-            if !gone.is_empty() {
-                tx.run(&UNREFER, &(gone,)).await?;
-            }
+            let_go(tx, gone).await?;
             Ok(outcomes)
         })
     }

@@ -3,13 +3,14 @@
 use super::Store;
 use super::attachment::{self, Attachment};
 use super::blob::change::{Kept, keep_all};
+use super::blob::reference::{hold, refer};
 use super::blob::{Blob, READY};
 use super::caller::Caller;
 use super::canonical::Json;
 use super::change::OnConflict;
 use super::child::Parent;
 use super::decision::Decision;
-use super::evidence::{Added, Evidence, add_all, dated, hold_blobs, only_row, refer};
+use super::evidence::{Added, Evidence, add_all, dated, only_row};
 use super::filter::{Field, FieldKind};
 use super::list::Listing;
 use super::log::{Entry, LogRow};
@@ -167,12 +168,12 @@ impl Change for CreateEvidenceBundle {
                 })
                 .collect();
             let there = new().filter(|(_, a)| matches!(a.change.bytes, Bytes::There));
-            let held = hold_blobs(tx, there.map(|(_, a)| a.change.row.digest.clone()).collect());
-            let held = held.await?;
+            let there = there.map(|(_, a)| a.change.row.digest.clone());
+            let held = hold(tx, there.collect()).await?;
             let kept = if brought.is_empty() { Vec::new() } else { keep_all(tx, &brought).await? };
             let mut kept = kept.into_iter();
 
-            let mut referring: Vec<(Uuid, EvidenceBundle)> = Vec::new();
+            let mut referring: Vec<(Uuid, Uuid)> = Vec::new();
             let mut outcomes = Vec::with_capacity(changes.len());
             for (added, Applied { change, .. }) in added.into_iter().zip(changes) {
                 let bundle = match added {
@@ -194,7 +195,7 @@ impl Change for CreateEvidenceBundle {
                     Bytes::Spared => {}
                     Bytes::There => match held.get(&change.row.digest) {
                         Some(blob) if blob.state == READY => {
-                            referring.push((blob.uid, bundle.clone()));
+                            referring.push((blob.meta.uid, bundle.meta.uid));
                         }
                         _ => {
                             let error = Error::not_found(Blob::KIND, &change.row.digest);
@@ -207,7 +208,7 @@ impl Change for CreateEvidenceBundle {
                             answer: Kept { blob, .. }, entries: more, ..
                         }) => {
                             entries.extend(more);
-                            referring.push((blob.meta.uid, bundle.clone()));
+                            referring.push((blob.meta.uid, bundle.meta.uid));
                             store_key = Some(blob.store_key);
                         }
                         Some(Outcome::Failed(error) | Outcome::Spoiled(error)) => {
@@ -220,7 +221,7 @@ impl Change for CreateEvidenceBundle {
                 let answer = CreatedBundle { bundle, store_key };
                 outcomes.push(Outcome::Done { answer, entries, shown: Vec::new() });
             }
-            refer(tx, referring.iter().map(|(blob, row)| (*blob, row))).await?;
+            refer(tx, EvidenceBundle::KIND, referring).await?;
             Ok(outcomes)
         })
     }

@@ -100,33 +100,8 @@ pub struct Written {
 }
 
 impl Object {
-    /// Of a key that has no versions yet.
+    /// Of a key that has no versions yet: what the first of them has.
     fn new(key: String, uid: Uuid, version: &ObjectVersion) -> Self {
-        let mut object = Self {
-            id: key,
-            meta: Meta::new(uid),
-            version_id: String::new(),
-            version_count: 0,
-            last_modified: SystemTime::UNIX_EPOCH,
-            digest: String::new(),
-            size_bytes: 0,
-            content_type: String::new(),
-            storage_backend: String::new(),
-            storage_class: String::new(),
-            location: String::new(),
-            store_etag: String::new(),
-            store_version_id: String::new(),
-            metadata: Json::object(),
-            tags: Json::object(),
-            retention_class: String::new(),
-            subject_id: String::new(),
-        };
-        object.show(version);
-        object
-    }
-
-    /// Takes over what a version has.
-    fn show(&mut self, version: &ObjectVersion) {
         let ObjectVersion {
             id: _,
             meta,
@@ -147,19 +122,32 @@ impl Object {
             retention_class,
             subject_id,
         } = version.clone();
-        self.last_modified = meta.create_time;
-        self.digest = digest;
-        self.size_bytes = size_bytes;
-        self.content_type = content_type;
-        self.storage_backend = storage_backend;
-        self.storage_class = storage_class;
-        self.location = location;
-        self.store_etag = store_etag;
-        self.store_version_id = store_version_id;
-        self.metadata = metadata;
-        self.tags = tags;
-        self.retention_class = retention_class;
-        self.subject_id = subject_id;
+        Self {
+            id: key,
+            meta: Meta::new(uid),
+            version_id: String::new(),
+            version_count: 0,
+            last_modified: meta.create_time,
+            digest,
+            size_bytes,
+            content_type,
+            storage_backend,
+            storage_class,
+            location,
+            store_etag,
+            store_version_id,
+            metadata,
+            tags,
+            retention_class,
+            subject_id,
+        }
+    }
+
+    /// Takes over what a version has.
+    fn show(&mut self, version: &ObjectVersion) {
+        let shown = Self::new(self.id.clone(), self.meta.uid, version);
+        let Self { meta, version_id, version_count, .. } = std::mem::replace(self, shown);
+        (self.meta, self.version_id, self.version_count) = (meta, version_id, version_count);
     }
 
     fn is_live(&self) -> bool {

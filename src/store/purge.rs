@@ -1,7 +1,8 @@
 //! Purging: what was deleted goes for good, with its content in the log; the log keeps its entries and hashes (C25).
 
 use super::NOUNS;
-use super::blob::change::{UNREFER, erase_free};
+use super::blob::change::erase_free;
+use super::blob::reference::let_go;
 use super::evidence_bundle::EvidenceBundle;
 use super::facts;
 use super::filter::{Filter, Params as Dynamic};
@@ -210,7 +211,7 @@ async fn remove(
     }
     let ids = rows.iter().map(|row| row.id.clone()).collect();
     let uids: Vec<Uuid> = rows.iter().map(|row| row.uid).collect();
-    let freed = tx.run(&UNREFER, &(uids.clone(),)).await?;
+    let freed = let_go(tx, uids.clone()).await?;
     tx.run(&PURGE, &(facts.kind.to_owned(), ids, uids)).await?;
     entries.extend(rows.iter().map(|row| Entry {
         kind: facts.kind,
@@ -221,7 +222,7 @@ async fn remove(
         document: Vec::new(),
         told: None,
     }));
-    Ok(freed.into_iter().map(|found| found.uid).collect())
+    Ok(freed)
 }
 
 /// The nouns whose deleted resources can be purged; parts go with the whole, and what runs the deployment stays.

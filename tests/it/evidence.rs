@@ -186,8 +186,9 @@ async fn a_bundle_and_a_file_are_stored_for_a_decision_and_come_back() {
         let verified = ok!(me.evidence().verify_evidence(verify("dec-123", rehash)));
         assert_eq!((verified.checked, verified.findings.len()), (2, 0), "{verified:?}");
     }
-    // Each stands in the log: the bundle with its blob in one transaction.
-    let log = entries(&me, 7).await;
+    // Each stands in the log: the bundle with its blob in one transaction. That both blobs were read whole does, too.
+    let log = entries(&me, 9).await;
+    assert!(log[..2].iter().all(|entry| entry.action == "VERIFY"), "{log:?}");
     let of_create: Vec<_> = log.iter().filter(|entry| entry.action == "CREATE").collect();
     let kinds: Vec<_> =
         of_create.iter().map(|entry| entry.target.clone().unwrap().kind()).collect();

@@ -414,7 +414,7 @@ impl Send {
 }
 
 /// A range in pieces.
-pub(in crate::rpc) fn cut(range: Range<u64>, piece_bytes: u64) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn cut(range: Range<u64>, piece_bytes: u64) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
     let starts = (0..).map(move |n| range.start + n * piece_bytes);
     starts

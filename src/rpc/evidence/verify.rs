@@ -2,20 +2,18 @@
 
 use crate::pb::verify_evidence_response::Finding;
 use crate::pb::{self, EvidenceProblem};
-use crate::rpc::blob::{cut, other_bytes};
+use crate::rpc::blob::other_bytes;
 use crate::rpc::{Api, json, wire};
 use crate::store::attachment::Attachment;
-use crate::store::blob::Blob;
-use crate::store::blob::body::{Source, memory_bytes};
-use crate::store::blob_store::damaged;
+use crate::store::blob::body::{Pace, memory_bytes};
+use crate::store::blob::check::Fault;
+use crate::store::blob::{Blob, CORRUPT};
 use crate::store::caller::Caller;
 use crate::store::decision::Decision;
 use crate::store::evidence::{Evidence, Logged};
 use crate::store::evidence_bundle::EvidenceBundle;
-use crate::store::log::hex;
 use crate::store::noun::Noun as _;
 use crate::{Error, Reason, Result};
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// Records that are read at once: a bundle has up to 1 MiB.
@@ -146,7 +144,7 @@ impl Api {
         }
     }
 
-    /// What is wrong with the stored bytes of a blob, which is marked then.
+    /// What is wrong with the stored bytes of a blob, which is noted as VerifyBlobStore notes it.
     async fn verify_blob(
         &self,
         caller: &Caller,
@@ -154,44 +152,19 @@ impl Api {
         rehash: bool,
     ) -> Result<Option<EvidenceProblem>> {
         let blobs = self.blobs()?;
-        // Looked at even if damage was found before: it may be of another kind.
-        let keys = blobs.keys.as_deref();
-        let source = Source::of(&blobs.store, keys, &caller.tenant, blob).await;
-        let stored = blobs.store.size_bytes(&blob.store_key, caller.deadline);
-        let is_marked = blob.state == crate::store::blob::CORRUPT;
-        let (problem, error) = match (source, stored.await?) {
-            (_, None) => (EvidenceProblem::MissingBytes, damaged("they are gone")),
-            (_, Some(size)) if i64::try_from(size) != Ok(blob.stored_size_bytes) => {
-                let how = format!("they are {size} and not {}", blob.stored_size_bytes);
-                (EvidenceProblem::SizeMismatch, damaged(&how))
-            }
-            (Err(error @ Error::DataLoss { .. }), _) => (EvidenceProblem::DigestMismatch, error),
-            (Err(error), _) => return Err(error),
-            (Ok(source), _) if rehash => match self.rehash(caller, blob, &source).await {
-                Ok(()) => return Ok(None),
-                Err(error @ Error::DataLoss { .. }) => (EvidenceProblem::DigestMismatch, error),
-                Err(error) => return Err(error),
-            },
-            (Ok(_), _) if is_marked => return Ok(Some(EvidenceProblem::DigestMismatch)),
-            (Ok(_), _) => return Ok(None),
+        let mut pace = rehash.then(|| Pace::new(None));
+        let fault = self.store.check_blob(&blobs.lens(), caller, blob, pace.as_mut()).await?;
+        let problem = match fault {
+            None => return Ok(None),
+            Some(Fault::Unreadable(error)) => return Err(error),
+            Some(Fault::Missing) => EvidenceProblem::MissingBytes,
+            Some(Fault::Size { .. }) => EvidenceProblem::SizeMismatch,
+            Some(Fault::Damaged) => EvidenceProblem::DigestMismatch,
         };
-        if !is_marked {
-            // It is told in the answer.
-            let _ = self.accuse(caller, blob, error).await;
+        if blob.state != CORRUPT {
+            blobs.corrupt.inc();
         }
         Ok(Some(problem))
-    }
-
-    /// Reads a blob piece by piece, and fails unless its bytes are those of its digest.
-    async fn rehash(&self, caller: &Caller, blob: &Blob, source: &Source) -> Result<()> {
-        let blobs = self.blobs()?;
-        let mut hasher = Sha256::new();
-        for piece in cut(0..blob.size_bytes.unsigned_abs(), blobs.store.piece_bytes()) {
-            let memory = memory_bytes(blob, piece.end - piece.start);
-            let _share = blobs.budget.take(memory).await?;
-            hasher.update(&source.read(piece, caller.deadline).await?);
-        }
-        if hex(&hasher.finalize()) == blob.id { Ok(()) } else { Err(other_bytes()) }
     }
 }
 

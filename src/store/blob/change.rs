@@ -1,5 +1,6 @@
 //! What is written about blobs: before their bytes go to the store, when they are there, and when they shall go.
 
+use super::reference::referred;
 use super::{Blob, CORRUPT, ERASED, ERASING, READY};
 use crate::store::caller::Caller;
 use crate::store::change::{Modify, advance, modify_all, rows_of, stamp};
@@ -19,25 +20,6 @@ row! {
     /// An intent that was found.
     pub struct Found {
         pub uid: Uuid,
-    }
-}
-
-row! {
-    /// A live blob that is kept from changing until the transaction ends.
-    pub struct HeldBlob {
-        pub id: String,
-        pub uid: Uuid,
-        pub size_bytes: i64,
-        pub content_type: String,
-        pub state: i16,
-    }
-}
-
-row! {
-    /// A blob that something refers to.
-    pub struct Referred {
-        pub blob_uid: Uuid,
-        pub kind: String,
     }
 }
 
@@ -64,19 +46,6 @@ queries! { "blob_intent" {
         "INSERT INTO blob_intent (uid, store_key, state, blob_uid, due_time) \
          SELECT u.uid, u.store_key, 2, u.blob_uid, now() + make_interval(secs => $4::bigint / 1000.0) \
          FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS u (uid, store_key, blob_uid)";
-    /// Something that refers to each of the blobs.
-    REFERRED(Vec<Uuid>) -> Referred =
-        "SELECT DISTINCT ON (blob_uid) blob_uid, kind FROM blob_reference WHERE blob_uid = ANY($1) \
-         ORDER BY blob_uid, kind";
-    /// Live blobs by their digests, locked as whoever begins to refer to them must lock them.
-    HOLD_BLOBS(Vec<String>) -> HeldBlob =
-        "SELECT {*} FROM blob WHERE id = ANY($1) AND delete_time IS NULL ORDER BY id FOR SHARE";
-    /// Rows begin to refer to blobs that are held: (blobs, kinds, rows).
-    REFER(Vec<Uuid>, Vec<String>, Vec<Uuid>) -> () =
-        "INSERT INTO blob_reference (blob_uid, kind, ref_uid) \
-         SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[]) ON CONFLICT DO NOTHING";
-    /// Rows no longer refer to any blob; tells to which they did.
-    UNREFER(Vec<Uuid>) -> Found = "DELETE FROM blob_reference WHERE ref_uid = ANY($1) RETURNING blob_uid AS uid";
     LOCK_BLOBS(Vec<Uuid>) -> Blob =
         "SELECT {*} FROM blob WHERE uid = ANY($1) AND delete_time IS NULL ORDER BY id FOR UPDATE";
     /// The deleted blobs of intents to delete their bytes, locked.
@@ -170,6 +139,17 @@ intent_change! {
             false => Outcome::Failed(Error::not_found("blob_intent", a.change.uid.to_string())),
         };
         Ok(changes.iter().map(outcome).collect())
+    }
+}
+
+intent_change! {
+    /// Has bytes removed that are nobody's, by an intent of that name.
+    Discard { store_key: String }, |tx, changes| {
+        let uids = changes.iter().map(|a| a.change.uid).collect();
+        let keys = changes.iter().map(|a| a.change.store_key.clone()).collect();
+        let of_none = vec![None; changes.len()];
+        tx.run(&CONDEMN_STORED, &(uids, keys, of_none, 0)).await?;
+        Ok(done(changes))
     }
 }
 
@@ -359,42 +339,6 @@ pub fn rewrapped(blob: &Blob, wrapped: WrappedKey) -> Modify<Blob> {
     }
 }
 
-/// Has bytes removed that are nobody's.
-pub struct Discard {
-    /// Names the intent to remove them.
-    pub uid: Uuid,
-    pub store_key: String,
-}
-
-impl Change for Discard {
-    type Answer = ();
-
-    fn touches(&self, rows: &mut Vec<RowKey>) {
-        rows.push(intent(self.uid));
-    }
-
-    fn size_bytes(&self) -> usize {
-        256
-    }
-
-    fn apply<'a>(
-        tx: &'a Tx<'a>,
-        changes: &'a [Applied<'a, Self>],
-    ) -> BoxFuture<'a, Result<Vec<Outcome<()>>>> {
-        Box::pin(async move {
-            let uids = changes.iter().map(|a| a.change.uid).collect();
-            let keys = changes.iter().map(|a| a.change.store_key.clone()).collect();
-            let of_none = vec![None; changes.len()];
-            tx.run(&CONDEMN_STORED, &(uids, keys, of_none, 0)).await?;
-            Ok(done(changes))
-        })
-    }
-
-    fn rebuild(&self, _: &[LogRow]) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// Deletes a blob that nothing refers to, and says that its bytes shall go.
 pub struct Erase {
     pub delete: Modify<Blob>,
@@ -447,7 +391,7 @@ impl Change for Erase {
             // Locked before it is looked what refers to them: from here on nothing can begin to.
             let blobs = tx.lock::<Blob>(ids).await?;
             let uids = blobs.values().map(|blob| blob.meta.uid).collect();
-            let referred = tx.run(&REFERRED, &(uids,)).await?;
+            let mut referred = referred(tx, uids).await?;
             let asked = changes.iter().filter_map(|a| {
                 let id = a.change.delete.id.clone();
                 Some((a.change.cited_as.filter(|_| blobs.contains_key(&id))?, id))
@@ -455,13 +399,11 @@ impl Change for Erase {
             let mut cited = cited(tx, Blob::KIND, asked.collect()).await?;
             let mut refused = |id: &str| {
                 let blob = blobs.get(id)?;
-                let Some(by) = referred.iter().find(|by| by.blob_uid == blob.meta.uid) else {
-                    return cited.remove(id);
-                };
+                let Some(by) = referred.remove(&blob.meta.uid) else { return cited.remove(id) };
                 Some(Error::Refused {
                     reason: Reason::Referenced,
-                    message: format!("a {} refers to the blob \"{id}\"; delete it first", by.kind),
-                    metadata: vec![("kind", by.kind.clone())],
+                    message: format!("a {by} refers to the blob \"{id}\"; delete it first"),
+                    metadata: vec![("kind", by)],
                 })
             };
             let refused: Vec<_> = changes.iter().map(|a| refused(&a.change.delete.id)).collect();
@@ -516,10 +458,10 @@ pub async fn erase_free(tx: &Tx<'_>, uids: Vec<Uuid>, author: &str) -> Result<Ve
     }
     // Locked before it is looked what refers to them, as above.
     let blobs = tx.run(&LOCK_BLOBS, &(uids.clone(),)).await?;
-    let referred = tx.run(&REFERRED, &(uids,)).await?;
+    let referred = referred(tx, uids).await?;
     let leaving: Vec<Leaving> = blobs.iter().map(Leaving::of).collect();
     let kept = legal_hold::kept(tx, &leaving).await?;
-    let is_free = |blob: &Blob| !referred.iter().any(|by| by.blob_uid == blob.meta.uid);
+    let is_free = |blob: &Blob| !referred.contains_key(&blob.meta.uid);
     let free = blobs.into_iter().zip(kept).filter(|(blob, kept)| kept.is_none() && is_free(blob));
     let mut free: Vec<Blob> = free.map(|(blob, _)| blob).collect();
     if free.is_empty() {

@@ -265,7 +265,7 @@ impl Change for Delete {
             tx.save_meta(&writes.gone).await?;
             let with_blobs = writes.gone.iter().filter(|version| !version.digest.is_empty());
             let with_blobs = with_blobs.map(|version| version.meta.uid).collect();
-            let_go(tx, ObjectVersion::KIND, with_blobs).await?;
+            let_go(tx, with_blobs).await?;
 
             let moves = writes.moved.iter().map(|(key, now, before, author)| Move {
                 id: key,

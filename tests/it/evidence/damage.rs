@@ -181,3 +181,26 @@ async fn encrypted_bundles_are_verified_and_their_damage_is_found() {
     fails!(me.evidence().get_decision_evidence(of("d")), DataLoss, "BLOB_CORRUPT");
     world.close().await;
 }
+
+/// Verifying notes what it finds either way, as a look at the whole store does.
+#[tokio::test]
+async fn bytes_that_are_right_again_are_no_longer_damaged() {
+    let (world, folder) = on_disk(&[]).await;
+    let me = world.anonymous();
+    decide(&me, "d").await;
+    ok!(me.evidence().create_evidence_bundle(bundle("b", "d")));
+    let path = file_of(folder.path(), CANONICAL.as_bytes());
+    std::fs::write(&path, CANONICAL.replace("0.85", "0.95")).unwrap();
+    let found = ok!(me.evidence().verify_evidence(verify("d", true)));
+    assert_eq!(problems(found), [("b".to_owned(), EvidenceProblem::DigestMismatch)]);
+    std::fs::write(&path, CANONICAL).unwrap();
+    // Only reading them tells.
+    let found = ok!(me.evidence().verify_evidence(verify("d", false)));
+    assert_eq!(problems(found), [("b".to_owned(), EvidenceProblem::DigestMismatch)]);
+    assert_eq!(ok!(me.evidence().verify_evidence(verify("d", true))).findings, []);
+    let get = pb::GetBlobRequest { digest: Some(digest(CANONICAL.as_bytes())) };
+    let blob = ok!(me.blobs().get_blob(get)).blob.unwrap();
+    assert!(blob.state() == pb::BlobState::Ready && blob.verify_time.is_some(), "{blob:?}");
+    assert!(ok!(me.evidence().get_decision_evidence(of("d"))).verified);
+    world.close().await;
+}

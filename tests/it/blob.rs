@@ -3,9 +3,10 @@
 //! The suite in `blob/suite.rs` is of plain functions over a caller, so that it runs against any store.
 
 mod bad;
-pub mod crash;
+mod crash;
 mod down;
 mod faults;
+pub mod killed;
 mod memory;
 mod rotate;
 pub mod s3;

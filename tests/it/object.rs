@@ -2,6 +2,7 @@
 
 mod bad;
 mod chain;
+mod crash;
 mod guard;
 mod list;
 mod model;

@@ -115,10 +115,11 @@ impl Store {
             Err(Failure::Corrupt(_)) => return Ok(Step::Damaged),
             Err(failure) => return Err(failed(failure)),
         };
-        let key_id = wrapped.key_id.clone();
+        let ours = Some(wrapped.bytes.clone());
         let change = rewrapped(&blob, wrapped);
         let (row, _) = self.write(caller, WriteOptions::default(), change).await?;
-        let is_done = row.is_some_and(|row| row.key_id == key_id);
+        // No two wrap a key alike.
+        let is_done = row.is_some_and(|row| row.wrapped_key == ours);
         Ok(if is_done { Step::Rewrapped } else { Step::PassedOver })
     }
 }

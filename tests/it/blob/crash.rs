@@ -1,109 +1,38 @@
 //! A server that is killed between any two steps leaves no row without bytes, and no bytes that nobody will remove.
 
+use super::killed::{Killed, until};
 use super::*;
-use crate::process::{Postgres, Served, long_tests};
-use crate::world::{through, url_of};
+use crate::evidence::{decide, other};
+use crate::process::long_tests;
+use crate::world::through;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
-
-/// A PostgreSQL and a folder that outlive the servers on them.
-pub struct Killed {
-    pub postgres: Postgres,
-    pub folder: tempfile::TempDir,
-    /// Whether servers encrypt.
-    is_sealed: bool,
-}
-
-impl Killed {
-    pub async fn start() -> Self {
-        let (postgres, folder) = (Postgres::start().await, tempfile::tempdir().unwrap());
-        Self { postgres, folder, is_sealed: false }
-    }
-
-    pub fn serve(&self, keep_ms: &str, reap_ms: &str) -> Served {
-        let url = url_of(&self.postgres.embedded.config());
-        let store = format!("file://{}", self.folder.path().display());
-        let mut flags = vec![
-            "--database-url",
-            &url,
-            "--migrate-on-start",
-            "true",
-            "--auth",
-            "none",
-            "--listen",
-            "127.0.0.1:0",
-            "--metrics-listen",
-            "",
-            "--blob-store-url",
-            &store,
-            "--blob-upload-keep-ms",
-            keep_ms,
-            "--blob-reap-interval-ms",
-            reap_ms,
-        ];
-        if self.is_sealed {
-            flags.extend(["--blob-key", super::seal::OLD]);
-        }
-        Served::start(&flags)
-    }
-
-    pub async fn database(&self) -> tokio_postgres::Client {
-        crate::world::connect(&self.postgres.embedded.config()).await
-    }
-
-    /// Waits until what a killed server had begun in PostgreSQL has ended there, one way or the other: until then it may
-    /// still commit.
-    pub async fn sessions_end(&self) {
-        let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'casebook-%'";
-        let database = self.database().await;
-        until("the sessions end", async || {
-            database.query_one(left, &[]).await.unwrap().get::<_, i64>(0) == 0
-        })
-        .await;
-    }
-
-    /// Has what is due be due now, and lets a server reap until nothing is left of it.
-    pub async fn reap(&self) {
-        let database = self.database().await;
-        self.sessions_end().await;
-        let due = "UPDATE casebook.blob_intent SET due_time = now()";
-        database.execute(due, &[]).await.unwrap();
-        let mut server = self.serve("86400000", "20");
-        server.connect().await;
-        is_settled(&database).await;
-        is_consistent(&database, self.folder.path()).await;
-        server.kill();
-    }
-
-    pub async fn ready(&self) -> i64 {
-        let count = "SELECT count(*) FROM casebook.blob WHERE state = 2";
-        self.database().await.query_one(count, &[]).await.unwrap().get(0)
-    }
-}
-
-/// Waits until something holds.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..3000 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("never: {what}");
-}
 
 fn call(me: &As, given: Vec<u8>) -> JoinHandle<Result<pb::UploadBlobResponse, Status>> {
     let me = me.clone();
     tokio::spawn(async move { send(&me, messages(&given, |_| {})).await })
 }
 
+/// An upload that has sent all and does not end.
+async fn begin(me: &As, given: &[u8]) -> (Sender<pb::UploadBlobRequest>, JoinHandle<bool>) {
+    let (sender, received) = tokio::sync::mpsc::channel(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(received);
+    let mut client = me.blobs();
+    let open = tokio::spawn(async move { client.upload_blob(stream).await.is_ok() });
+    for message in messages(given, |_| {}) {
+        sender.send(message).await.unwrap();
+    }
+    (sender, open)
+}
+
 /// Each step is stopped at by a lock on a table that it needs, and the server is killed there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_between_any_two_steps_of_an_upload_leaves_nothing_unaccounted() {
     let world = Killed::start().await;
-    let mut server = world.serve("86400000", "0");
+    let mut server = world.serve("0");
     server.connect().await;
     server.kill();
     for (table, size, has_bytes) in [
@@ -113,7 +42,7 @@ async fn a_kill_between_any_two_steps_of_an_upload_leaves_nothing_unaccounted() 
         ("blob", 10, true),
         ("blob", 9 * MIB, true),
     ] {
-        let mut server = world.serve("86400000", "0");
+        let mut server = world.serve("0");
         let me = through(server.connect().await);
         let mut locker = world.database().await;
         let lock = locker.transaction().await.unwrap();
@@ -136,15 +65,9 @@ async fn a_kill_between_any_two_steps_of_an_upload_leaves_nothing_unaccounted() 
     }
 
     // While parts are on their way.
-    let mut server = world.serve("86400000", "0");
+    let mut server = world.serve("0");
     let me = through(server.connect().await);
-    let (sender, received) = tokio::sync::mpsc::channel(1);
-    let stream = tokio_stream::wrappers::ReceiverStream::new(received);
-    let mut client = me.blobs();
-    let open = tokio::spawn(async move { client.upload_blob(stream).await.is_ok() });
-    for message in messages(&bytes(11, 12 * MIB), |_| {}) {
-        sender.send(message).await.unwrap();
-    }
+    let (sender, open) = begin(&me, &bytes(11, 12 * MIB)).await;
     until("a part is in the store", async || {
         files(world.folder.path()).iter().any(|(path, _)| path.to_string_lossy().contains('#'))
     })
@@ -154,29 +77,132 @@ async fn a_kill_between_any_two_steps_of_an_upload_leaves_nothing_unaccounted() 
     drop(sender);
     world.reap().await;
     assert_eq!(files(world.folder.path()).len() as i64, world.ready().await);
+    world.close().await;
+}
 
-    // Between the two halves of a deletion.
-    let mut server = world.serve("86400000", "0");
-    let me = through(server.connect().await);
-    upload(&me, b"to be deleted").await;
-    let database = world.database().await;
-    // As the first half leaves it.
-    database
-        .batch_execute(
-            "WITH b AS (UPDATE casebook.blob SET state = 4, delete_time = now(), version = version + 1 \
-             WHERE state = 2 AND size_bytes = 13 RETURNING tenant_id, uid, store_key) \
-             INSERT INTO casebook.blob_intent (tenant_id, uid, store_key, state, blob_uid, due_time) \
-             SELECT tenant_id, gen_random_uuid(), store_key, 2, uid, now() FROM b",
-        )
-        .await
-        .unwrap();
-    server.kill();
+/// The blobs among these that are there come back as they were given; tells which are.
+async fn come_back(me: &As, given: &[Vec<u8>]) -> Vec<bool> {
+    let mut there = Vec::new();
+    for given in given {
+        match download(me, whole(digest(given))).await {
+            Ok((_, found)) => {
+                assert!(found == *given);
+                there.push(true);
+            }
+            Err(status) => {
+                assert_eq!(status.code(), Code::NotFound, "{status:?}");
+                there.push(false);
+            }
+        }
+    }
+    there
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_between_any_two_steps_of_a_deletion_leaves_nothing_unaccounted() {
+    let world = Killed::start().await;
+    let steps = [
+        // Of the first half: before the row, before the intent, and before the log tells of it.
+        (("UPDATE", "blob", "NEW.state = 4"), true),
+        (("INSERT", "blob_intent", "NEW.state = 2"), true),
+        (("INSERT", "log", "NEW.action = 'DELETE'"), true),
+        // Of the second, when the bytes are gone.
+        (("UPDATE", "blob", "NEW.state = 5"), false),
+        (("DELETE", "blob_intent", "true"), false),
+        (("INSERT", "log", "NEW.action = 'ERASE'"), false),
+    ];
+    let mut deleted = Vec::new();
+    for (n, (step, has_bytes)) in steps.into_iter().enumerate() {
+        let (kept, given) = (bytes(40 + n as u64, 1000), bytes(60 + n as u64, 1000));
+        let mut server = world.serve("0");
+        let me = through(server.connect().await);
+        upload(&me, &kept).await;
+        upload(&me, &given).await;
+        let id = pb::DeleteBlobRequest { digest: Some(digest(&given)), ..Default::default() };
+        let call = async move { me.blobs().delete_blob(id).await.is_ok() };
+        assert!(!world.kill_at(&mut server, step, call).await);
+        let has = files(world.folder.path()).iter().any(|(_, content)| *content == given);
+        assert_eq!(has, has_bytes, "{step:?}");
+        deleted.push((given, has_bytes, kept));
+    }
     world.reap().await;
-    let erased = "SELECT count(*) FROM casebook.blob WHERE state = 5";
-    assert_eq!(database.query_one(erased, &[]).await.unwrap().get::<_, i64>(0), 1);
-    crate::fault::log_is_gap_free(&database).await;
-    drop(database);
-    world.postgres.stop().await;
+    let mut server = world.serve("0");
+    let me = through(server.connect().await);
+    for (given, is_there, kept) in deleted {
+        assert_eq!(come_back(&me, &[given.clone(), kept]).await, [is_there, true]);
+        if is_there {
+            let id = pb::DeleteBlobRequest { digest: Some(digest(&given)), ..Default::default() };
+            ok!(me.blobs().delete_blob(id));
+        }
+    }
+    server.kill();
+    world.sessions_end().await;
+    assert_eq!((files(world.folder.path()).len(), world.ready().await), (6, 6));
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reaper_that_is_killed_between_any_two_steps_leaves_nothing_unaccounted() {
+    let world = Killed::start().await;
+    let kept = bytes(80, 1000);
+    let steps = [
+        // Before it has claimed what it found, and when the bytes are gone.
+        (("UPDATE", "blob_intent", "NEW.state = 2 AND OLD.state = 1"), true),
+        (("DELETE", "blob_intent", "true"), true),
+        // The same of a blob that nothing refers to any more, which has a row to be changed.
+        (("UPDATE", "blob_intent", "NEW.blob_uid IS NOT NULL"), false),
+        (("UPDATE", "blob", "NEW.state = 5"), false),
+        (("DELETE", "blob_intent", "true"), false),
+        (("INSERT", "log", "NEW.action = 'ERASE'"), false),
+    ];
+    for (n, (step, is_upload)) in steps.into_iter().enumerate() {
+        let mut server = world.serve("20");
+        let me = through(server.connect().await);
+        let database = world.database().await;
+        // What the one before it has left.
+        world.all_is_due().await;
+        is_settled(&database).await;
+        is_consistent(&database, world.folder.path()).await;
+        upload(&me, &kept).await;
+        assert_eq!(files(world.folder.path()).len(), 1, "{step:?}");
+        // The bytes go first, then what is known of them.
+        let is_claim = step.1 == "blob_intent" && step.0 == "UPDATE";
+
+        if is_upload {
+            let (sender, open) = begin(&me, &bytes(81 + n as u64, 12 * MIB)).await;
+            until("a part is in the store", async || files(world.folder.path()).len() > 1).await;
+            let due = async move {
+                database.execute("UPDATE casebook.blob_intent SET due_time = now()", &[]).await
+            };
+            world.kill_at(&mut server, step, due).await.unwrap();
+            assert_eq!(files(world.folder.path()).len() > 1, is_claim, "{step:?}");
+            assert!(!open.await.unwrap());
+            drop(sender);
+            continue;
+        }
+        decide(&me, "d").await;
+        ok!(me.evidence().create_evidence_bundle(other("", "d", &n.to_string())));
+        ok!(me.decisions().delete_decision(delete("d")));
+        assert_eq!(files(world.folder.path()).len(), 2);
+        let purge = pb::PurgeResourcesRequest {
+            kind: pb::ResourceKind::Decision.into(),
+            older_than: Some(prost_types::Duration::default()),
+            max_resources: 10,
+            ..Default::default()
+        };
+        // The reaper begins when this is done; whether it is answered, nobody knows.
+        let call = async move { drop(me.retention().purge_resources(purge).await) };
+        world.kill_at(&mut server, step, call).await;
+        assert_eq!(files(world.folder.path()).len() > 1, is_claim, "{step:?}");
+    }
+    world.reap().await;
+    assert_eq!((files(world.folder.path()).len(), world.ready().await), (1, 1));
+    let left = "SELECT count(*) FROM casebook.blob WHERE state IN (3, 4)";
+    assert_eq!(world.database().await.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
+    let mut server = world.serve("0");
+    assert_eq!(come_back(&through(server.connect().await), &[kept]).await, [true]);
+    server.kill();
+    world.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,7 +211,7 @@ async fn kills_at_any_moment_lose_nothing_that_was_acknowledged() {
     let mut acknowledged: Vec<(u64, usize)> = Vec::new();
     for round in 0..if long_tests() { 40 } else { 5u64 } {
         world.is_sealed = round % 2 == 1;
-        let mut server = world.serve("86400000", "10");
+        let mut server = world.serve("10");
         let me = through(server.connect().await);
         let mut calls = tokio::task::JoinSet::new();
         let progress = Arc::new(AtomicUsize::new(0));
@@ -225,7 +251,7 @@ async fn kills_at_any_moment_lose_nothing_that_was_acknowledged() {
     }
     world.reap().await;
     world.is_sealed = true;
-    let mut server = world.serve("86400000", "0");
+    let mut server = world.serve("0");
     let me = through(server.connect().await);
     assert!(acknowledged.len() > 20, "only {} uploads", acknowledged.len());
     for (seed, size) in acknowledged {
@@ -234,5 +260,5 @@ async fn kills_at_any_moment_lose_nothing_that_was_acknowledged() {
         assert!(found == given);
     }
     server.kill();
-    world.postgres.stop().await;
+    world.close().await;
 }

@@ -1,5 +1,6 @@
 //! A store that fails: what comes back is right or an error, what is acknowledged is there, and nobody asks for ever.
 
+use super::killed::until;
 use super::*;
 use crate::s3::proxy::{Fault, Proxy, When};
 use crate::s3::{REGION, bucket, server};
@@ -22,10 +23,15 @@ struct Behind {
 impl Behind {
     /// A server whose store is behind a proxy, or none where the run does without S3.
     async fn new() -> Option<Self> {
+        Self::with(TIMEOUT).await
+    }
+
+    /// One request to the store may take so long.
+    async fn with(timeout: Duration) -> Option<Self> {
         let server = server().await?;
         let (name, store) = bucket(server).await;
         let proxy = Proxy::start(&server.endpoint).await;
-        let (url, timeout) = (format!("s3://{name}"), TIMEOUT.as_millis().to_string());
+        let (url, timeout) = (format!("s3://{name}"), timeout.as_millis().to_string());
         let settings = [
             ("blob_store_url", url.as_str()),
             ("s3_endpoint", proxy.endpoint.as_str()),
@@ -42,26 +48,27 @@ impl Behind {
         Some(Self { world, proxy, store })
     }
 
-    /// Waits until nothing is pending, and then every object must be a ready blob's and the other way round.
     async fn is_consistent(&self) {
-        let database = self.world.superuser().await;
-        // What may still arrive is looked at again much later; here everything has arrived.
-        for _ in 0..100 {
-            let due = "UPDATE casebook.blob_intent SET due_time = now() WHERE state = 2";
-            if database.execute(due, &[]).await.unwrap() == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        is_settled(&database).await;
-        let rows = "SELECT store_key FROM casebook.blob WHERE state < 5";
-        let rows = database.query(rows, &[]).await.unwrap();
-        let kept: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
-        let found: Vec<_> = self.store.list(None).try_collect().await.unwrap();
-        let found: BTreeSet<String> =
-            found.into_iter().map(|meta| meta.location.to_string()).collect();
-        assert_eq!(found, kept);
+        bucket_is_consistent(&self.world.superuser().await, &self.store).await;
     }
+}
+
+/// Waits until nothing is pending, and then every object must be a ready blob's and the other way round.
+pub async fn bucket_is_consistent(database: &tokio_postgres::Client, store: &AmazonS3) {
+    let left = "SELECT count(*) FROM casebook.blob_intent";
+    until("nothing is pending", async || {
+        // What may still arrive is looked at again much later; here everything has arrived.
+        let due = "UPDATE casebook.blob_intent SET due_time = now() WHERE state = 2";
+        database.execute(due, &[]).await.unwrap();
+        database.query_one(left, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
+    let rows = "SELECT store_key FROM casebook.blob WHERE state < 5";
+    let rows = database.query(rows, &[]).await.unwrap();
+    let kept: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let found: Vec<_> = store.list(None).try_collect().await.unwrap();
+    let found: BTreeSet<String> = found.into_iter().map(|meta| meta.location.to_string()).collect();
+    assert_eq!(found, kept);
 }
 
 macro_rules! behind {
@@ -118,6 +125,35 @@ async fn what_comes_back_is_right_or_an_error() {
         }
     }
     behind.is_consistent().await;
+    behind.world.close().await;
+}
+
+/// Of a part of a blob nobody has a digest: how long it is, is all that tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_is_as_long_as_was_asked_or_an_error() {
+    let behind = behind!();
+    let me = behind.world.anonymous();
+    for (n, fault) in [
+        Fault::Torn,
+        Fault::LengthTooLong,
+        Fault::LengthTooShort,
+        Fault::CutAfter,
+        Fault::ErrorIn200,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let given = bytes(280 + n as u64, 1000);
+        upload(&me, &given).await;
+        behind.proxy.on("GET", "/t/", When::Every, fault);
+        let range = pb::DownloadBlobRequest { offset: 3, limit: 900, ..whole(digest(&given)) };
+        let status = download(&me, range).await.expect_err("an error");
+        assert!(
+            matches!(status.code(), Code::Unavailable | Code::DataLoss),
+            "{fault:?}: {status:?}"
+        );
+        behind.proxy.heal();
+    }
     behind.world.close().await;
 }
 
@@ -193,26 +229,71 @@ async fn a_store_that_is_down_is_not_asked_again_and_again() {
     behind.world.close().await;
 }
 
+/// The client has the beginning of the answer before its deadline, and from then on no clock of its own: what ends the call
+/// is the server, which lets go of the store, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_store_does_not_outlast_a_callers_deadline() {
-    let behind = behind!();
+    const ASKED: Duration = Duration::from_millis(500);
+    const SLOW: Duration = Duration::from_secs(20);
+    let Some(behind) = Behind::with(2 * SLOW).await else { return };
     let me = behind.world.anonymous();
-    let given = bytes(401, 1000);
+    // Pieces enough for several requests at once.
+    let given = bytes(401, 9 * MIB);
     upload(&me, &given).await;
-    behind.proxy.on("", "/t/", When::Every, Fault::Slow(Duration::from_secs(5)));
+    behind.proxy.on("GET", "/t/", When::Every, Fault::Slow(SLOW));
     let began = Instant::now();
     let mut asked = tonic::Request::new(whole(digest(&given)));
-    asked.set_timeout(Duration::from_millis(300));
-    let read = async {
-        let mut stream = me.blobs().download_blob(asked).await?.into_inner();
-        while stream.message().await?.is_some() {}
-        Ok::<_, Status>(())
-    };
-    let status = read.await.expect_err("an error");
-    assert!(
-        matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
-        "the deadline is kept: {status:?}"
+    asked.set_timeout(ASKED);
+    let mut stream = ok!(me.blobs().download_blob(asked));
+    assert!(matches!(stream.message().await.unwrap().unwrap().part, Some(Down::Header(_))));
+    let status = stream.message().await.expect_err("an error");
+    let took = began.elapsed();
+    assert_eq!(
+        (status.code(), reason(&status)),
+        (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".into()),
+        "{status:?}"
     );
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(took > ASKED / 2 && took < ASKED + SLOW / 4, "{took:?}");
+    let proxy = &behind.proxy;
+    assert!(proxy.attempts("GET", "/t/") > 1);
+    // Long before the store would have answered, nobody waits for it any more, and nobody asks again.
+    until("the store is let go", async || proxy.late() == 0).await;
+    assert!(began.elapsed() < ASKED + SLOW / 4, "{:?}", began.elapsed());
+    assert_eq!(proxy.left(), proxy.attempts("GET", "/t/"));
+
+    // An upload is done in a task that does not end with the call: its deadline ends what it asks of the store.
+    proxy.heal();
+    proxy.on("PUT", "/t/", When::Every, Fault::Slow(SLOW));
+    let began = Instant::now();
+    let mut asked = tonic::Request::new(tokio_stream::iter(messages(b"late", |_| {})));
+    asked.set_timeout(ASKED);
+    let status = me.blobs().upload_blob(asked).await.expect_err("an error");
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    until("the store is let go", async || proxy.left() > 0 && proxy.late() == 0).await;
+    assert!(began.elapsed() < ASKED + SLOW / 4, "{:?}", began.elapsed());
+    assert_eq!((proxy.left(), proxy.attempts("PUT", "/t/")), (1, 1));
+    proxy.heal();
+    behind.is_consistent().await;
+    behind.world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verifying_reads_a_few_blobs_at_once() {
+    let behind = behind!();
+    let me = behind.world.anonymous();
+    let given: Vec<Vec<u8>> = (410..420).map(|seed| bytes(seed, 1000)).collect();
+    for given in &given {
+        upload(&me, given).await;
+    }
+    behind.proxy.on("GET", "/t/", When::Every, Fault::Slow(TIMEOUT / 4));
+    let request = pb::VerifyBlobStoreRequest { rehash: true, ..Default::default() };
+    let mut stream = ok!(me.blobs().verify_blob_store(request));
+    let mut last = None;
+    while let Some(message) = stream.message().await.unwrap() {
+        last = Some(message);
+    }
+    let last = last.unwrap();
+    assert_eq!((last.blobs_checked, last.bytes_read, last.findings), (10, 10_000, 0));
+    assert_eq!((behind.proxy.attempts("GET", "/t/"), behind.proxy.late_max()), (10, 4));
     behind.world.close().await;
 }

@@ -1,8 +1,11 @@
 //! Another key wraps the keys of blobs, and no byte in the store moves.
 
+use super::killed::{Gate, until};
 use super::seal::{NEW, OLD, comes_back, marked, server};
 use super::*;
 use crate::process::casebook;
+use futures_util::StreamExt as _;
+use std::process::{Child, Stdio};
 
 /// Rotates with these keys; whether it ended well, and what it said.
 fn rotate(url: &str, keys: &str) -> (Option<i32>, String) {
@@ -116,6 +119,142 @@ async fn rotating_goes_on_where_it_was_killed() {
         comes_back(&me, &n.to_le_bytes()).await;
     }
     drop(database);
+    new.stop().await;
+    world.close().await;
+}
+
+/// A rotation by both keys, under way.
+fn begin(url: &str) -> Child {
+    let keys = format!("{NEW},{OLD}");
+    let arguments = ["key", "rotate", "--database-url", url, "--blob-key", &keys];
+    casebook(&arguments).stdout(Stdio::piped()).spawn().expect("the program runs")
+}
+
+/// Uploads so many small blobs, and gives their bytes.
+async fn upload_many(me: &As, count: u32) -> Vec<Vec<u8>> {
+    let given: Vec<Vec<u8>> = (0..count).map(|n| n.to_le_bytes().to_vec()).collect();
+    let uploads = given.iter().map(|given| upload(me, given));
+    let uploads = futures_util::stream::iter(uploads).buffer_unordered(32);
+    uploads.for_each(|_| std::future::ready(())).await;
+    given
+}
+
+async fn all_come_back(me: &As, given: &[Vec<u8>]) {
+    let digests = given.iter().map(|given| digest(given)).collect();
+    let items = ok!(me.blobs().read_blobs(pb::ReadBlobsRequest { digests })).items;
+    assert_eq!(items.len(), given.len());
+    for (item, given) in items.iter().zip(given) {
+        assert!(item.code == 0 && item.data == *given, "{}", item.message);
+    }
+}
+
+/// How many blobs the new key wraps, and how often the log tells of one.
+async fn rotated(database: &tokio_postgres::Client) -> (i64, i64) {
+    let count = "SELECT (SELECT count(*) FROM casebook.blob WHERE key_id = 'new'), \
+                 (SELECT count(*) FROM casebook.log WHERE action = 'REWRAP')";
+    let row = database.query_one(count, &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+/// More than one page of them, and killed at each of its steps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_that_is_killed_at_any_step_leaves_every_blob_under_one_key() {
+    const COUNT: u32 = 520;
+    let (world, folder) = on_disk(&[]).await;
+    let url = crate::world::url_of(&crate::world::config_of(&world.database).await);
+    let both = format!("{OLD},{NEW}");
+    let mut old = server(&world, folder.path(), &[("blob_key", &both)]).await;
+    let me = old.anonymous();
+    let given = upload_many(&me, COUNT).await;
+    let mut before = files(folder.path());
+    before.sort();
+    let database = world.superuser().await;
+    let mut last = 0;
+    for (from_end, step) in [
+        // Before the first batch is saved; and before the log tells of one that is.
+        (None, ("UPDATE", "blob")),
+        (None, ("INSERT", "log")),
+        // Between batches of the first page, of the second, and before the last blob of all.
+        (Some(300), ("UPDATE", "blob")),
+        (Some(2), ("UPDATE", "blob")),
+        (Some(0), ("UPDATE", "blob")),
+    ] {
+        // In the order in which they are taken.
+        let nth =
+            "SELECT id FROM casebook.blob WHERE key_id = 'old' ORDER BY uid DESC OFFSET $1 LIMIT 1";
+        let condition = match from_end {
+            None if step.1 == "log" => "NEW.action = 'REWRAP'".to_owned(),
+            None => "NEW.key_id = 'new'".to_owned(),
+            Some(n) => {
+                let id: String = database.query_one(nth, &[&(n as i64)]).await.unwrap().get(0);
+                format!("NEW.key_id = 'new' AND NEW.id = '{id}'")
+            }
+        };
+        let gate = Gate::shut(world.superuser().await, (step.0, step.1, &condition)).await;
+        let mut child = begin(&url);
+        gate.is_reached().await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        gate.cut().await;
+        gate.open().await;
+        let (done, told) = rotated(&database).await;
+        assert_eq!(done, told, "{step:?} {from_end:?}");
+        assert!(done >= last && done < i64::from(COUNT), "{step:?} {from_end:?}: {done}");
+        last = done;
+        all_come_back(&me, &given).await;
+    }
+    assert!(last > 500, "{last}: it did not come to the second page");
+    let (code, said) = rotate(&url, &format!("{NEW},{OLD}"));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(rotated(&database).await, (i64::from(COUNT), i64::from(COUNT)));
+    let mut after = files(folder.path());
+    after.sort();
+    assert!(before == after, "the store was touched");
+    drop(database);
+    old.stop().await;
+    let mut new = server(&world, folder.path(), &[("blob_key", NEW)]).await;
+    all_come_back(&new.anonymous(), &given).await;
+    new.stop().await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_rotations_at_once_each_blob_is_done_by_one() {
+    const COUNT: u32 = 200;
+    let (world, folder) = on_disk(&[]).await;
+    let url = crate::world::url_of(&crate::world::config_of(&world.database).await);
+    let mut old = server(&world, folder.path(), &[("blob_key", OLD)]).await;
+    let given = upload_many(&old.anonymous(), COUNT).await;
+    old.stop().await;
+    let database = world.superuser().await;
+    let step = ("UPDATE", "blob", "NEW.key_id = 'new'");
+    let gate = Gate::shut(world.superuser().await, step).await;
+    // Both have read the same page: one holds a row that the other waits for.
+    let children = [begin(&url), begin(&url)];
+    let waits = "SELECT count(DISTINCT l.pid) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
+                 WHERE NOT l.granted AND a.datname = current_database() AND l.locktype = 'transactionid'";
+    gate.is_reached().await;
+    until("the other waits", async || {
+        database.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+    gate.open().await;
+    let mut shares = Vec::new();
+    for child in children {
+        let ended = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap());
+        let ended = ended.await.unwrap();
+        let said = String::from_utf8(ended.stdout).unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{said}");
+        assert!(said.contains("all blobs are under the first key"), "{said}");
+        shares.push(said.split(' ').next().unwrap().parse::<i64>().unwrap());
+    }
+    eprintln!("{shares:?} of {COUNT}");
+    assert_eq!(shares.iter().sum::<i64>(), i64::from(COUNT), "{shares:?}");
+    assert_eq!(rotated(&database).await, (i64::from(COUNT), i64::from(COUNT)));
+    crate::fault::log_is_gap_free(&database).await;
+    drop(database);
+    let mut new = server(&world, folder.path(), &[("blob_key", NEW)]).await;
+    all_come_back(&new.anonymous(), &given).await;
     new.stop().await;
     world.close().await;
 }

@@ -1,5 +1,6 @@
 //! Blobs on a server of S3 that is reached as the settings say, plain and encrypted.
 
+mod crash;
 mod session;
 mod url;
 

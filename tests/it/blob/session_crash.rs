@@ -1,7 +1,7 @@
 //! A server that is killed between any two steps of an upload that goes on: another goes on with it, nothing is lost that was
 //! acknowledged, and nothing stays that nobody knows of.
 
-use super::crash::{Killed, until};
+use super::killed::{Killed, until};
 use super::session::{begun, committed, complete, write};
 use super::*;
 use crate::world::through;
@@ -9,7 +9,7 @@ use crate::world::through;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_between_any_two_steps_is_survived_by_the_upload() {
     let world = Killed::start().await;
-    let mut server = world.serve("86400000", "0");
+    let mut server = world.serve("0");
     server.connect().await;
     server.kill();
     for (n, (table, completes)) in [
@@ -24,7 +24,7 @@ async fn a_kill_between_any_two_steps_is_survived_by_the_upload() {
     .enumerate()
     {
         let given = bytes(20 + n as u64, 9 * MIB);
-        let mut server = world.serve("86400000", "0");
+        let mut server = world.serve("0");
         let me = through(server.connect().await);
         let id = begun(&me).await;
         write(&me, &id, 0, &given[..1000]).await.unwrap();
@@ -57,7 +57,7 @@ async fn a_kill_between_any_two_steps_is_survived_by_the_upload() {
         world.sessions_end().await;
         is_consistent(&other, world.folder.path()).await;
 
-        let mut server = world.serve("86400000", "0");
+        let mut server = world.serve("0");
         let me = through(server.connect().await);
         let at = committed(&me, &id).await.unwrap();
         assert!(if completes { at == given.len() } else { at >= 1000 }, "{table}: {at}");
@@ -72,6 +72,5 @@ async fn a_kill_between_any_two_steps_is_survived_by_the_upload() {
         world.reap().await;
         assert_eq!(files(world.folder.path()).len() as i64, world.ready().await, "{table}");
     }
-    crate::fault::log_is_gap_free(&world.database().await).await;
-    world.postgres.stop().await;
+    world.close().await;
 }

@@ -1,61 +1,102 @@
-//! A server that is killed between two steps of storing a bundle leaves neither a bundle without bytes nor bytes that
-//! nobody will remove.
+//! A server that is killed between two steps of storing evidence leaves neither a link without bytes nor bytes that nobody
+//! will remove.
 
 use super::*;
-use crate::blob::crash::{Killed, until};
 use crate::blob::files;
+use crate::blob::killed::Killed;
 use crate::world::through;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_between_the_bytes_and_the_bundle_leaves_nothing_unaccounted() {
     let world = Killed::start().await;
-    let mut server = world.serve("86400000", "0");
+    let mut server = world.serve("0");
     decide(&through(server.connect().await), "d").await;
     server.kill();
-    for (table, has_bytes) in [
+    let steps = [
         // Before the intent.
-        ("blob_intent", false),
-        // After the bytes, before anything of the transaction; after its bundle; after its blob.
-        ("evidence_bundle", true),
-        ("blob", true),
-        ("blob_reference", true),
-    ] {
-        let mut server = world.serve("86400000", "0");
+        (("INSERT", "blob_intent", "true"), false),
+        // After the bytes: before the bundle, the blob, the link between them, and the log.
+        (("INSERT", "evidence_bundle", "true"), true),
+        (("INSERT", "blob", "true"), true),
+        (("INSERT", "blob_reference", "true"), true),
+        (("INSERT", "log", "NEW.kind = 'blob'"), true),
+    ];
+    let mut count = 0;
+    for (step, has_bytes) in steps {
+        count += 1;
+        let mut server = world.serve("0");
         let me = through(server.connect().await);
-        let mut locker = world.database().await;
-        let lock = locker.transaction().await.unwrap();
-        let mode = format!("LOCK TABLE casebook.{table} IN EXCLUSIVE MODE");
-        lock.batch_execute(&mode).await.unwrap();
-        let they = me.clone();
-        let given = tokio::spawn(async move {
-            they.evidence().create_evidence_bundle(bundle("b", "d")).await.is_ok()
-        });
-        let other = world.database().await;
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'casebook-write' \
-                     AND wait_event_type = 'Lock'";
-        until("a step waits", async || {
-            other.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
-        })
-        .await;
-        assert_eq!(!files(world.folder.path()).is_empty(), has_bytes, "{table}");
+        let (id, before) = (format!("b-{count}"), files(world.folder.path()).len());
+        let given = other(&id, "d", &id);
+        let again = given.clone();
+        let call = async move { me.evidence().create_evidence_bundle(given).await.is_ok() };
+        assert!(!world.kill_at(&mut server, step, call).await);
+        let more = files(world.folder.path()).len() - before;
+        assert_eq!(more, usize::from(has_bytes), "{step:?}");
+        // Nor is the blob there without what it is for.
+        assert_eq!(world.ready().await, count - 1, "{step:?}");
+
+        let mut server = world.serve("0");
+        let me = through(server.connect().await);
+        fails!(me.evidence().get_evidence_bundle(get_bundle(&id)), NotFound, "NOT_FOUND");
+        ok!(me.evidence().create_evidence_bundle(again));
+        assert!(ok!(me.evidence().get_decision_evidence(of("d"))).verified);
+        let found = ok!(me.evidence().verify_evidence(verify("d", true)));
+        assert_eq!((found.checked, found.findings), (count, vec![]), "{step:?}");
         server.kill();
-        // So that what had begun in PostgreSQL does not end well.
-        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                   WHERE application_name = 'casebook-write'";
-        other.execute(end, &[]).await.unwrap();
-        lock.rollback().await.unwrap();
-        assert!(!given.await.unwrap());
-        world.reap().await;
-        let left = "SELECT (SELECT count(*) FROM casebook.evidence_bundle) \
-                    + (SELECT count(*) FROM casebook.blob) + (SELECT count(*) FROM casebook.blob_reference)";
-        assert_eq!(other.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0, "{table}");
-        assert_eq!(files(world.folder.path()).len(), 0, "{table}");
     }
-    let mut server = world.serve("86400000", "0");
+    world.reap().await;
+    assert_eq!((files(world.folder.path()).len() as i64, world.ready().await), (count, count));
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_while_a_file_is_attached_leaves_it_attached_or_not() {
+    let world = Killed::start().await;
+    let file = bytes(5, 1000);
+    let mut server = world.serve("0");
     let me = through(server.connect().await);
-    ok!(me.evidence().create_evidence_bundle(bundle("b", "d")));
-    assert!(ok!(me.evidence().get_decision_evidence(of("d"))).verified);
-    crate::fault::log_is_gap_free(&world.database().await).await;
+    decide(&me, "d").await;
+    upload(&me, &file).await;
     server.kill();
-    world.postgres.stop().await;
+    let mut attached = Vec::new();
+    let steps = [
+        (("INSERT", "attachment", "true"), true),
+        (("INSERT", "blob_reference", "true"), true),
+        (("INSERT", "log", "true"), true),
+        // Of taking one away again.
+        (("UPDATE", "attachment", "true"), false),
+        (("DELETE", "blob_reference", "true"), false),
+        (("INSERT", "log", "true"), false),
+    ];
+    for (step, attaches) in steps {
+        let mut server = world.serve("0");
+        let me = through(server.connect().await);
+        let id = format!("a-{}", attached.len());
+        let (they, given) = (me.clone(), attach(&id, "d", &id, &file));
+        if attaches {
+            let call = async move { they.evidence().attach_blob(given).await.is_ok() };
+            assert!(!world.kill_at(&mut server, step, call).await);
+        } else {
+            ok!(me.evidence().attach_blob(given));
+            let given = pb::DetachBlobRequest { attachment_id: id.clone(), ..Default::default() };
+            let call = async move { they.evidence().detach_blob(given).await.is_ok() };
+            assert!(!world.kill_at(&mut server, step, call).await);
+        }
+        let mut server = world.serve("0");
+        let me = through(server.connect().await);
+        let there = attachments_of(&me, "d").await.contains(&id);
+        assert_eq!(there, !attaches, "{step:?}");
+        if attaches {
+            ok!(me.evidence().attach_blob(attach(&id, "d", &id, &file)));
+        }
+        attached.push(id);
+        assert_eq!(attachments_of(&me, "d").await, attached);
+        assert_eq!(references(&me, &file).await, attached.len() as i64, "{step:?}");
+        let (_, found) = download(&me, whole(digest(&file))).await.unwrap();
+        assert!(found == file);
+        server.kill();
+    }
+    world.reap().await;
+    world.close().await;
 }

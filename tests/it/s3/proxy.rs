@@ -18,6 +18,8 @@ pub enum Fault {
     StatusAfter(u16),
     /// The store does it, and then the proxy answers 200 with an error in XML, as S3 may once it has begun to answer.
     ErrorIn200,
+    /// The store hears of it so much later, unless the client has gone away by then.
+    Held(Duration),
     /// The answer comes so much later.
     Slow(Duration),
     /// Half of the answer's body comes, then the connection ends.
@@ -56,6 +58,10 @@ struct Rule {
 struct Plan {
     rules: Vec<Rule>,
     seen: Vec<(String, String)>,
+    /// Requests that are late now, the most at one time, and those whose client did not wait for that.
+    late: usize,
+    late_max: usize,
+    left: usize,
 }
 
 impl Plan {
@@ -128,6 +134,21 @@ impl Proxy {
         };
         plan.seen.iter().filter(matches).count()
     }
+
+    /// How many requests are late now, because they are held or slow.
+    pub fn late(&self) -> usize {
+        self.plan.lock().unwrap().late
+    }
+
+    /// The most that were late at one time.
+    pub fn late_max(&self) -> usize {
+        self.plan.lock().unwrap().late_max
+    }
+
+    /// How many requests were late for so long that their client went away.
+    pub fn left(&self) -> usize {
+        self.plan.lock().unwrap().left
+    }
 }
 
 impl Drop for Proxy {
@@ -152,6 +173,7 @@ async fn carry(mut client: TcpStream, store: &str, plan: &Mutex<Plan>) -> std::i
     }
     match fault {
         Some(Fault::CutBefore) => return Ok(()),
+        Some(Fault::Held(late)) if !is_waited_for(&mut client, late, plan).await => return Ok(()),
         Some(Fault::Status(status)) => {
             return client.write_all(&refusal(status, &error_code(status))).await;
         }
@@ -174,7 +196,7 @@ async fn carry(mut client: TcpStream, store: &str, plan: &Mutex<Plan>) -> std::i
         Some(Fault::ErrorIn200) => {
             return client.write_all(&refusal(200, "InternalError")).await;
         }
-        Some(Fault::Slow(late)) => tokio::time::sleep(late).await,
+        Some(Fault::Slow(late)) if !is_waited_for(&mut client, late, plan).await => return Ok(()),
         Some(Fault::Torn) => body.truncate(body.len() / 2),
         Some(Fault::LengthTooLong) => {
             head = with_header(&head, "Content-Length", &(body.len() + 1).to_string());
@@ -192,6 +214,25 @@ async fn carry(mut client: TcpStream, store: &str, plan: &Mutex<Plan>) -> std::i
     client.write_all(head.as_bytes()).await?;
     client.write_all(&body).await?;
     client.shutdown().await
+}
+
+/// Waits, and tells whether the client did, too.
+async fn is_waited_for(client: &mut TcpStream, late: Duration, plan: &Mutex<Plan>) -> bool {
+    {
+        let mut plan = plan.lock().unwrap();
+        plan.late += 1;
+        plan.late_max = plan.late_max.max(plan.late);
+    }
+    let waits = tokio::select! {
+        () = tokio::time::sleep(late) => true,
+        // It has sent all that it has to send.
+        _ = client.read_u8() => false,
+    };
+    let mut plan = plan.lock().unwrap();
+    // The plan may be another by now.
+    plan.late = plan.late.saturating_sub(1);
+    plan.left += usize::from(!waits);
+    waits
 }
 
 /// A head with its empty line, and what came of the body with it.

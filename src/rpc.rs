@@ -169,7 +169,7 @@ pub fn routes(parts: Parts) -> Routes {
         .add_service(limited!(VectorSpaceServiceServer::new(api.clone()), small))
         .add_service(limited!(BlobServiceServer::new(api.clone()), small))
         .add_service(limited!(EvidenceServiceServer::new(api.clone()), small))
-        .add_service(limited!(ObjectServiceServer::new(api.clone()), small))
+        .add_service(limited!(ObjectServiceServer::new(api.clone()), large))
         .add_service(limited!(AdminServiceServer::new(api), small))
         .add_service(limited!(HealthServer::new(health), small))
 }

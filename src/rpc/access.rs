@@ -323,6 +323,7 @@ const RULES: &[(&str, Rule)] = &[
     ("/casebook.v1.EvidenceService/VerifyEvidence", READ),
 
     ("/casebook.v1.ObjectService/PutObject", WRITE),
+    ("/casebook.v1.ObjectService/BatchPutObjects", WRITE),
     ("/casebook.v1.ObjectService/GetObject", READ),
     ("/casebook.v1.ObjectService/ListObjects", READ),
     ("/casebook.v1.ObjectService/SearchObjects", READ),

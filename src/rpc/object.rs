@@ -3,7 +3,7 @@
 mod list;
 
 use super::descriptor::ReadMask;
-use super::resource::Ask;
+use super::resource::{Ask, ask_within};
 use super::wire::{self, Fields, ID_BYTES_MAX};
 use super::{Answer, Api, Parts, blob, json, open};
 use crate::Reason;
@@ -12,7 +12,7 @@ use crate::store::canonical::Json;
 use crate::store::change::OnConflict;
 use crate::store::noun::Noun as _;
 use crate::store::object::delete::{Delete, Leave};
-use crate::store::object::put::{Put, Source, Wanted};
+use crate::store::object::put::{Put, Puts, Source, Wanted};
 use crate::store::object::read::Found;
 use crate::store::object::statistics::Statistics;
 use crate::store::object::{Object, Written};
@@ -25,8 +25,6 @@ pub const COMMENT_BYTES_MAX: usize = 4096;
 const LOCATION_BYTES_MAX: usize = 4096;
 const BACKEND_BYTES_MAX: usize = 63;
 const CLASS_BYTES_MAX: usize = 63;
-/// Keys of one BatchDeleteObjects.
-const BATCH_MAX: usize = 1000;
 
 #[tonic::async_trait]
 impl pb::object_service_server::ObjectService for Api {
@@ -37,6 +35,18 @@ impl pb::object_service_server::ObjectService for Api {
         let (Written { object, version }, receipt) = self.write(request).await?;
         let (object, object_version) = (Some(object.into()), worded(version, true));
         Ok(Response::new(pb::PutObjectResponse { object, object_version, receipt }))
+    }
+
+    async fn batch_put_objects(
+        &self,
+        request: Request<pb::BatchPutObjectsRequest>,
+    ) -> Answer<pb::BatchPutObjectsResponse> {
+        let (written, receipt): (Vec<Written>, _) = self.write(request).await?;
+        let items = written.into_iter().map(|Written { object, version }| {
+            let etag = object.etag();
+            pb::batch_put_objects_response::Item { key: object.id, version_id: version.id, etag }
+        });
+        Ok(Response::new(pb::BatchPutObjectsResponse { items: items.collect(), receipt }))
     }
 
     async fn get_object(
@@ -260,6 +270,15 @@ impl Ask for pb::PutObjectRequest {
     }
 }
 
+crate::requests!(@ask BatchPutObjectsRequest -> Puts, |fields, on_conflict, requests| {
+    fields.only_fail(on_conflict);
+    let puts = fields.batch("requests", requests, |fields, request| {
+        ask_within(request, fields, OnConflict::Fail)
+    });
+    fields.no_duplicates(puts.iter().map(Put::key), |n| format!("requests[{n}].key"));
+    Puts { puts }
+});
+
 /// Reads the object that bytes become which are being uploaded.
 pub fn read_upload(fields: &mut Fields, mut request: pb::PutObjectRequest) -> Put {
     fields.no_options(request.options.take());
@@ -333,10 +352,7 @@ crate::requests!(@ask DeleteObjectRequest -> Delete, |fields, on_conflict, key, 
 
 crate::requests!(@ask BatchDeleteObjectsRequest -> Delete, |fields, on_conflict, keys, allow_missing| {
     fields.only_fail(on_conflict);
-    if keys.is_empty() {
-        fields.wrong("keys", "must have at least one item");
-    }
-    let keys = fields.list("keys", keys, BATCH_MAX, |fields, key| fields.object_key("", key));
+    let keys = fields.batch("keys", keys, |fields, key| fields.object_key("", key));
     fields.no_duplicates(keys.iter().map(String::as_str), |n| format!("keys[{n}]"));
     let leave = keys.into_iter().map(|key| Leave {
         key,

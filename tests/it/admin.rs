@@ -171,6 +171,23 @@ async fn the_limits_that_can_be_set_follow_the_configuration() {
     fails!(client.batch_get_decisions(many), InvalidArgument, "FIELD_INVALID");
     let critics = vec![critic("", "a", "ALLOW", 0.5); 11];
     fails!(client.add_critic_outputs(add("d", critics)), InvalidArgument, "FIELD_INVALID");
+    let objects = world.anonymous().objects();
+    let puts = |n: usize| pb::BatchPutObjectsRequest {
+        requests: (0..n).map(|n| crate::object::put_external(&n.to_string(), 1)).collect(),
+        options: None,
+    };
+    ok!(objects.clone().batch_put_objects(puts(10)));
+    let status =
+        fails!(objects.clone().batch_put_objects(puts(11)), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(crate::world::wrong_fields(&status), ["requests"]);
+    let keys = |n: usize| pb::BatchDeleteObjectsRequest {
+        keys: (0..n).map(|n| n.to_string()).collect(),
+        ..Default::default()
+    };
+    ok!(objects.clone().batch_delete_objects(keys(10)));
+    let status =
+        fails!(objects.clone().batch_delete_objects(keys(11)), InvalidArgument, "FIELD_INVALID");
+    assert_eq!(crate::world::wrong_fields(&status), ["keys"]);
     for (size, expected) in [(0, 3), (1000, 5), (4, 4)] {
         let request = pb::ListDecisionsRequest { page: page(size), ..Default::default() };
         assert_eq!(ok!(client.list_decisions(request)).decisions.len(), expected);

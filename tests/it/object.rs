@@ -1,6 +1,7 @@
 //! Objects: F276 to F351, F363 to F368, C17, C18: keys over blobs, with versions that nothing takes away unasked.
 
 mod bad;
+mod batch;
 mod chain;
 mod crash;
 mod guard;

@@ -1,8 +1,9 @@
-//! Putting: a new version of a key, with content of its own or with that of another version.
+//! Putting: a new version of a key, with content of its own or with that of another version; of one key, or of several.
 
 use super::{Object, Written, lock_chains};
 use crate::store::blob::reference::{hold, refer};
 use crate::store::blob::{Blob, READY};
+use crate::store::caller::Caller;
 use crate::store::canonical::Json;
 use crate::store::change::{advance, rows_of, stamp};
 use crate::store::child::Move;
@@ -52,8 +53,14 @@ pub struct Put {
     pub wanted: Wanted,
 }
 
+/// Makes new versions of several keys, all or none.
+pub struct Puts {
+    /// No key twice.
+    pub puts: Vec<Put>,
+}
+
 impl Put {
-    fn key(&self) -> &str {
+    pub fn key(&self) -> &str {
         &self.version.object_key
     }
 
@@ -213,6 +220,95 @@ impl Writes {
     }
 }
 
+/// What the puts of all calls are to write, which nobody else changes until the transaction ends.
+struct Looked {
+    chains: HashMap<String, Object>,
+    /// Of each put, in their order.
+    ready: std::vec::IntoIter<Result<Ready>>,
+}
+
+/// Looks up and locks all that puts are about.
+async fn look(tx: &Tx<'_>, puts: &[&Put]) -> Result<Looked> {
+    let sources = puts.iter().filter_map(|put| put.source.as_ref());
+    let keys = puts.iter().map(|put| put.key());
+    let keys = keys.chain(sources.map(|source| source.key.as_str()));
+    let chains = lock_chains(tx, keys.map(str::to_owned).collect()).await?;
+    let ids = puts.iter().filter_map(|put| put.source_id(&chains).ok().flatten());
+    let ids: Vec<String> = ids.map(str::to_owned).collect();
+    let sources: HashMap<String, ObjectVersion> =
+        if ids.is_empty() { HashMap::new() } else { tx.lock(ids).await? };
+    let versions = puts.iter().map(|put| {
+        put.check(chains.get(put.key()))?;
+        put.version(&chains, &sources)
+    });
+    let versions: Vec<Result<ObjectVersion>> = versions.collect();
+    let digests = versions.iter().flatten().map(|version| version.digest.clone());
+    let blobs = hold(tx, digests.filter(|digest| !digest.is_empty()).collect()).await?;
+    let ready = versions.into_iter().zip(puts).map(|(version, put)| {
+        let mut version = version?;
+        if version.digest.is_empty() {
+            return Ok(Ready { version, blob: None });
+        }
+        let blob = blobs.get(&version.digest);
+        let blob = blob.ok_or_else(|| Error::not_found(Blob::KIND, &version.digest))?;
+        put.fill(&mut version, blob)?;
+        Ok(Ready { version, blob: Some(blob.meta.uid) })
+    });
+    let ready: Vec<Result<Ready>> = ready.collect();
+    Ok(Looked { chains, ready: ready.into_iter() })
+}
+
+/// Applies calls of one put or of several, each of them whole or not at all. `place` says of an error which put of its
+/// call failed.
+async fn apply_all<'a>(
+    tx: &Tx<'_>,
+    calls: &[(&'a [Put], &'a Caller)],
+    place: impl Fn(usize, Error) -> Error,
+) -> Result<Vec<Outcome<Vec<Written>>>> {
+    let all: Vec<&Put> = calls.iter().flat_map(|(puts, _)| *puts).collect();
+    let Looked { mut chains, mut ready } = look(tx, &all).await?;
+    let mut writes = Writes::default();
+    let mut outcomes = Vec::with_capacity(calls.len());
+    for (puts, caller) in calls {
+        // All of them, also behind one that fails: the next call's come after.
+        let mine: Vec<Result<Ready>> = ready.by_ref().take(puts.len()).collect();
+        let mine = mine.into_iter().enumerate();
+        let mine = mine.map(|(n, ready)| ready.map_err(|error| place(n, error)));
+        let mine: Result<Vec<Ready>> = mine.collect();
+        outcomes.push(match mine {
+            Err(error) => Outcome::Failed(error),
+            Ok(mine) => {
+                let (mut answer, mut entries) = (Vec::new(), Vec::new());
+                for (put, ready) in puts.iter().zip(mine) {
+                    let there = chains.remove(put.key());
+                    let author = caller.acting();
+                    let (written, more) = writes.add(there, put.object_uid, ready, author, tx.now);
+                    answer.push(written);
+                    entries.extend(more);
+                }
+                Outcome::Done { answer, entries, shown: Vec::new() }
+            }
+        });
+    }
+    let mut back = writes.write(tx).await?;
+    for (outcome, (puts, _)) in outcomes.iter_mut().zip(calls) {
+        if let Outcome::Done { entries, .. } = outcome {
+            for put in *puts {
+                let mine = back.extract_if(.., |(key, _)| key == put.key());
+                entries.extend(mine.map(|(_, entry)| entry));
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
+/// What calls have put, from the log.
+fn written_of(entries: &[LogRow]) -> Result<Vec<Written>> {
+    let (objects, versions) = (rows_of(entries)?, rows_of(entries)?);
+    let pairs = objects.into_iter().zip(versions);
+    Ok(pairs.map(|(object, version)| Written { object, version }).collect())
+}
+
 impl Change for Put {
     type Answer = Written;
 
@@ -241,60 +337,61 @@ impl Change for Put {
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<Written>>>> {
         Box::pin(async move {
-            let sources = changes.iter().filter_map(|a| a.change.source.as_ref());
-            let keys = changes.iter().map(|a| a.change.key());
-            let keys = keys.chain(sources.map(|source| source.key.as_str()));
-            let mut chains = lock_chains(tx, keys.map(str::to_owned).collect()).await?;
-            let ids = changes.iter().filter_map(|a| a.change.source_id(&chains).ok().flatten());
-            let ids: Vec<String> = ids.map(str::to_owned).collect();
-            let sources: HashMap<String, ObjectVersion> =
-                if ids.is_empty() { HashMap::new() } else { tx.lock(ids).await? };
-            let versions = changes.iter().map(|Applied { change, .. }| {
-                change.check(chains.get(change.key()))?;
-                change.version(&chains, &sources)
-            });
-            let versions: Vec<Result<ObjectVersion>> = versions.collect();
-            let digests = versions.iter().flatten().map(|version| version.digest.clone());
-            let blobs = hold(tx, digests.filter(|digest| !digest.is_empty()).collect()).await?;
-
-            let mut writes = Writes::default();
-            let mut outcomes = Vec::with_capacity(changes.len());
-            for (version, Applied { change, caller }) in versions.into_iter().zip(changes) {
-                let ready = version.and_then(|mut version| {
-                    if version.digest.is_empty() {
-                        return Ok(Ready { version, blob: None });
-                    }
-                    let blob = blobs.get(&version.digest);
-                    let blob = blob.ok_or_else(|| Error::not_found(Blob::KIND, &version.digest))?;
-                    change.fill(&mut version, blob)?;
-                    Ok(Ready { version, blob: Some(blob.meta.uid) })
-                });
-                outcomes.push(match ready {
-                    Err(error) => Outcome::Failed(error),
-                    Ok(ready) => {
-                        let there = chains.remove(change.key());
-                        let author = caller.acting();
-                        let (answer, entries) =
-                            writes.add(there, change.object_uid, ready, author, tx.now);
-                        Outcome::Done { answer, entries, shown: Vec::new() }
-                    }
-                });
-            }
-            let mut back = writes.write(tx).await?;
-            for (outcome, Applied { change, .. }) in outcomes.iter_mut().zip(changes) {
-                if let Outcome::Done { entries, .. } = outcome {
-                    let mine = back.extract_if(.., |(key, _)| key == change.key());
-                    entries.extend(mine.map(|(_, entry)| entry));
+            let calls = changes.iter().map(|a| (std::slice::from_ref(a.change), a.caller));
+            let calls: Vec<_> = calls.collect();
+            let outcomes = apply_all(tx, &calls, |_, error| error).await?;
+            let outcomes = outcomes.into_iter().map(|outcome| match outcome {
+                Outcome::Done { mut answer, entries, shown } => {
+                    let answer = answer.pop();
+                    let answer = answer.ok_or_else(|| Error::internal("a put that put nothing"))?;
+                    Ok(Outcome::Done { answer, entries, shown })
                 }
-            }
-            Ok(outcomes)
+                Outcome::Failed(error) => Ok(Outcome::Failed(error)),
+                Outcome::Spoiled(error) => Ok(Outcome::Spoiled(error)),
+            });
+            outcomes.collect()
         })
     }
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<Written> {
         let lacks = || Error::internal("a replayed answer lacks a row");
-        let object = rows_of(entries)?.pop().ok_or_else(lacks)?;
-        let version = rows_of(entries)?.pop().ok_or_else(lacks)?;
-        Ok(Written { object, version })
+        written_of(entries)?.pop().ok_or_else(lacks)
+    }
+}
+
+impl Change for Puts {
+    type Answer = Vec<Written>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        for put in &self.puts {
+            put.touches(rows);
+        }
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.puts.iter().map(Change::size_bytes).sum()
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.puts.iter().flat_map(Change::about).collect()
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        Embeddings::TakenAlong
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Vec<Written>>>>> {
+        Box::pin(async move {
+            let calls = changes.iter().map(|a| (&*a.change.puts, a.caller));
+            let calls: Vec<_> = calls.collect();
+            apply_all(tx, &calls, |n, error| error.at(&format!("requests[{n}]"))).await
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Vec<Written>> {
+        written_of(entries)
     }
 }

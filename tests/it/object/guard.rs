@@ -317,5 +317,15 @@ async fn embeddings_of_an_object_go_and_come_back_with_it() {
     assert!(!there().await);
     made(&me, put("a b/é", b"one")).await;
     assert!(there().await);
+    ok!(me.objects().delete_object(delete("a b/é")));
+    assert!(!there().await);
+    let requests = vec![put("a", b"one"), put("a b/é", b"one"), put("z", b"one")];
+    ok!(me.objects().batch_put_objects(pb::BatchPutObjectsRequest { requests, options: None }));
+    assert!(there().await);
+    // Its way back stands in the log with the rest.
+    let log = entries(&me, 7).await;
+    let back = log.iter().filter(|entry| entry.kind == "embedding" && entry.action == "UNDELETE");
+    assert_eq!((back.count(), log[6].kind.as_str()), (1, "object"));
+    assert!(log.iter().all(|entry| entry.event_time == log[0].event_time));
     world.close().await;
 }

@@ -81,7 +81,7 @@ fn some_version(model: &Model, key: &str, dice: &mut Dice) -> String {
 async fn step(me: &As, model: &mut Model, dice: &mut Dice) {
     let key = self::key(dice);
     let mut objects = me.objects();
-    match dice.below(10) {
+    match dice.below(11) {
         0..4 => {
             let bytes = dice.below(BYTES.len() as u64) as usize;
             let mut request = put(&key, BYTES[bytes]);
@@ -149,6 +149,40 @@ async fn step(me: &As, model: &mut Model, dice: &mut Dice) {
                     model.remove(&key, &id);
                 }
                 Err(status) => assert!(!is_there && reason(&status) == "NOT_FOUND", "{status:?}"),
+            }
+        }
+        9 => {
+            let mut keys = vec![self::key(dice), self::key(dice), key];
+            keys.sort();
+            keys.dedup();
+            let bytes = dice.below(BYTES.len() as u64) as usize;
+            let requests: Vec<_> = keys
+                .iter()
+                .map(|key| {
+                    let if_none_match = dice.below(4) == 0;
+                    pb::PutObjectRequest { if_none_match, ..put(key, BYTES[bytes]) }
+                })
+                .collect();
+            let may =
+                |put: &pb::PutObjectRequest| !put.if_none_match || model.live(&put.key).is_none();
+            let at = requests.iter().position(|put| !may(put));
+            let request = pb::BatchPutObjectsRequest { requests, options: None };
+            match (objects.batch_put_objects(request).await, at) {
+                (Ok(answer), None) => {
+                    let items = answer.into_inner().items;
+                    assert_eq!(
+                        items.iter().map(|item| &item.key).collect::<Vec<_>>(),
+                        keys.iter().collect::<Vec<_>>()
+                    );
+                    for item in items {
+                        model.push(&item.key, (item.version_id, Some(bytes)));
+                    }
+                }
+                (Err(status), Some(at)) => {
+                    assert_eq!(reason(&status), "EXISTS");
+                    assert_eq!(info(&status)["at"], format!("requests[{at}]"));
+                }
+                (answer, at) => panic!("{answer:?} with {at:?}"),
             }
         }
         _ => {

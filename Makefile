@@ -22,7 +22,7 @@ test: postgres tools moto ## Run every test; CASEBOOK_TEST_DATABASE_URL names a 
 # Where its data is while it runs; what a run that was killed left behind is stopped and removed first.
 RGW_DIR ?= target/rgw
 
-test-s3: postgres ## Run the tests of object stores against Ceph's gateway, if Debian's packages of it are installed
+test-s3: postgres tools ## Run the tests of object stores against Ceph's gateway, if Debian's packages of it are installed
 	scripts/start-rgw.sh --stop $(RGW_DIR) && rm -rf $(RGW_DIR)
 	@url=$$(scripts/start-rgw.sh $(RGW_DIR)) || exit 1; \
 	trap 'scripts/start-rgw.sh --stop $(RGW_DIR); rm -rf $(RGW_DIR)' EXIT; trap 'exit 1' HUP INT TERM; \

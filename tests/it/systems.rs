@@ -11,9 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::process::Command;
 use tonic::transport::Endpoint;
 
-/// Runs a script of tests/systems against a server of its own; fails with what it printed.
+/// Runs a script of tests/systems against a server of its own, whose store of blobs is in memory.
 async fn run(script: &str) {
-    let world = World::new().await;
+    run_in(World::new().await, script).await;
+}
+
+/// Runs a script of tests/systems in a world, and closes that; fails with what it printed.
+async fn run_in(world: World, script: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = if script.ends_with(".sh") {
         let mut path = vec![folder_of("grpcurl")];
@@ -90,6 +94,59 @@ async fn vectors_are_used_with_grpcurl() {
 #[tokio::test]
 async fn vectors_are_used_with_python() {
     run("vectors.py").await;
+}
+
+#[tokio::test]
+async fn evidence_is_kept_with_grpcurl() {
+    run("evidence.sh").await;
+}
+
+#[tokio::test]
+async fn evidence_is_kept_with_python() {
+    run("evidence.py").await;
+}
+
+#[tokio::test]
+async fn objects_are_kept_with_grpcurl() {
+    run("objects.sh").await;
+}
+
+#[tokio::test]
+async fn objects_are_kept_with_python() {
+    run("objects.py").await;
+}
+
+/// With S3 as the store. moto takes any URL that is signed; Ceph, by `make test-s3`, looks at the signatures.
+mod s3 {
+    use super::*;
+    use crate::blob::s3::on_s3;
+    use crate::s3::server;
+
+    async fn run(script: &str) {
+        let Some(server) = server().await else { return };
+        let (world, _bucket) = on_s3(server, &[]).await;
+        run_in(world, script).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn signed_urls_are_used_with_curl() {
+        run("signed.sh").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn signed_urls_are_used_with_python() {
+        run("signed.py").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn evidence_is_kept_on_s3() {
+        run("evidence.sh").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn objects_are_kept_on_s3() {
+        run("objects.sh").await;
+    }
 }
 
 /// F535: 50 queries over 20 workers, with at most 5 + 10 connections.

@@ -9,6 +9,7 @@ CASEBOOK_ADDRESS is host:port of the server.
 """
 
 import atexit
+import hashlib
 import os
 import pathlib
 import shutil
@@ -47,6 +48,8 @@ def _generate():
 # From here on `from casebook.v1 import decision_pb2, decision_pb2_grpc` works.
 _generate()
 
+from casebook.v1 import blob_pb2, common_pb2
+
 
 def connect():
     """A channel to the server; every stub takes one."""
@@ -74,3 +77,22 @@ def refused(code, method, request):
         return error
     print(f"FAILED: a call was not refused, but answered {answer}")
     sys.exit(1)
+
+
+def digest(data):
+    """The digest of some bytes, which is what a blob is called."""
+    return common_pb2.Digest(algorithm="sha256", value=hashlib.sha256(data).digest())
+
+
+def upload(blobs, header, data):
+    """Uploads bytes, in chunks of at most 1 MiB."""
+    chunks = (data[at : at + 2**20] for at in range(0, len(data), 2**20))
+    messages = [blob_pb2.UploadBlobRequest(header=header)]
+    messages += [blob_pb2.UploadBlobRequest(chunk=chunk) for chunk in chunks]
+    return blobs.UploadBlob(iter(messages))
+
+
+def download(blobs, **what):
+    """The bytes of a blob: by digest, or by the version of an object that has it."""
+    answers = blobs.DownloadBlob(blob_pb2.DownloadBlobRequest(**what))
+    return b"".join(answer.chunk for answer in answers)

@@ -1,6 +1,7 @@
 # What the scripts beside this one share: how they call the server, and how they check what it answers.
 # Needs grpcurl on PATH. CASEBOOK_ADDRESS is host:port of the server.
 : "${CASEBOOK_ADDRESS:=127.0.0.1:50051}"
+answer=
 
 # Says what comes next, so that a failure can be placed.
 step() { printf '%s\n' "- $*"; }
@@ -40,7 +41,32 @@ count() {
   [ "$found" = "$1" ] || fail "$2 is there $found times instead of $1 times"
 }
 
-# value <field>: the first value that the answer has for a text field.
+# values <field>: what the answer has for a text field, each on a line. grpcurl writes & as \u0026.
+values() {
+  printf '%s\n' "$answer" | sed -n -e 's/\\u0026/\&/g' -e "s/.*\"$1\": \"\([^\"]*\)\".*/\1/p"
+}
+
+# value <field>: the first of them.
 value() {
-  printf '%s\n' "$answer" | sed -n "s/.*\"$1\": \"\([^\"]*\)\".*/\1/p" | head -n 1
+  values "$1" | head -n 1
+}
+
+# same <file> <file>: they have the same bytes.
+same() {
+  cmp "$1" "$2" || fail "$1 and $2 are not the same"
+}
+
+# digest <file>: its SHA-256 as JSON has it, in base64.
+digest() {
+  sha256sum <"$1" | cut -c 1-64 | tr a-f A-F | basenc --base16 -d | base64
+}
+
+# hex <bytes in base64>: the same in hexadecimal, as the audit log has it.
+hex() {
+  printf '%s' "$1" | base64 -d | basenc --base16 -w 0 | tr A-F a-f
+}
+
+# chunks: the bytes that the answer has as chunks.
+chunks() {
+  values chunk | while read -r chunk; do printf '%s' "$chunk" | base64 -d; done
 }

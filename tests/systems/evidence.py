@@ -159,10 +159,10 @@ list_bundles = evidence_bundle_pb2.ListEvidenceBundlesRequest(decision_id="dec-1
 listed = evidence.ListEvidenceBundles(list_bundles).evidence_bundles
 expect([one.id for one in listed], ["bundle-2", "bundle-1"], "the bundles, newest first")
 
-step("who read the picture, and when, stands in the audit log")
+step("who read the picture, and when, stands in the audit log; and that its bytes were found right")
 about_it = common_pb2.Selector(expression=f'entity_id = "{attached.digest.value.hex()}"')
 entries = audit.ListAuditEntries(audit_pb2.ListAuditEntriesRequest(where=about_it)).entries
-expect([entry.action for entry in entries], ["DOWNLOAD", "CREATE"], "the entries, newest first")
+expect([entry.action for entry in entries], ["VERIFY", "DOWNLOAD", "CREATE"], "the entries, newest first")
 
 step("evidence goes with its decision, and comes back with it")
 decisions.DeleteDecision(decision_pb2.DeleteDecisionRequest(decision_id="dec-123"))

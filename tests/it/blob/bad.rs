@@ -332,7 +332,7 @@ async fn slow_readers_keep_little_from_others() {
     };
     // The first chunk is within what a client takes unread, and the next one waits for room.
     let little = 24 * (128 << 10);
-    super::crash::until("little is kept", async || in_flight().await <= little).await;
+    super::killed::until("little is kept", async || in_flight().await <= little).await;
     assert!(in_flight().await > 0, "what is on its way is counted");
     let began = Instant::now();
     for _ in 0..3 {

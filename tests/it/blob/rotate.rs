@@ -229,15 +229,14 @@ async fn of_two_rotations_at_once_each_blob_is_done_by_one() {
     let database = world.superuser().await;
     let step = ("UPDATE", "blob", "NEW.key_id = 'new'");
     let gate = Gate::shut(world.superuser().await, step).await;
-    // Both have read the same page: one holds a row that the other waits for.
+    // Both have read the same page, and neither gets further: the other waits for a row that the first one holds, or at the
+    // gate, too, if it came to another row first.
     let children = [begin(&url), begin(&url)];
     let waits = "SELECT count(DISTINCT l.pid) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
-                 WHERE NOT l.granted AND a.datname = current_database() AND l.locktype = 'transactionid'";
+                 WHERE NOT l.granted AND a.datname = current_database()";
     gate.is_reached().await;
-    until("the other waits", async || {
-        database.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
-    })
-    .await;
+    until("both wait", async || database.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 1)
+        .await;
     gate.open().await;
     let mut shares = Vec::new();
     for child in children {

@@ -1,8 +1,7 @@
 //! Verifying that nobody asks for (F99, F127).
 
 use super::{batch, some};
-use crate::blob::crash::until;
-use crate::help::*;
+use crate::blob::killed::until;
 use crate::vectors::space;
 use crate::world::{As, World, config_of, url_of};
 use casebook::pb;
@@ -20,7 +19,7 @@ async fn vectors_are_verified_without_anybody_asking() {
         async move {
             let status = pb::GetSyncStatusRequest::default();
             let answer = ok!(who.syncs().get_sync_status(status));
-            answer.projections[0].last_check.clone()
+            answer.projections[0].last_check
         }
     };
     assert_eq!(status(&who).await, None);

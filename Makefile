@@ -1,6 +1,6 @@
 # Needs Rust, Python 3.10 or newer with pip, and make. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-s3 check fmt lint deny proto bench bench-vectors bench-1m corpus demo postgres tools moto
+.PHONY: help run test test-s3 check fmt lint deny proto bench bench-vectors bench-blobs bench-1m corpus demo postgres tools moto
 
 # dev is quick to build; release serves faster and takes minutes to build.
 PROFILE ?= dev
@@ -81,6 +81,12 @@ bench-vectors: postgres corpus ## Measure searches by vector, and recall on real
 	$(CARGO) bench --locked --bench vectors -- --corpus $(CORPUS) --out benches/vectors/corpus.md
 	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1536 --out benches/vectors/made-1536.md
 	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1024 --out benches/vectors/made-1024.md
+
+# Of the suite, what is about blobs.
+BLOBS := blob-upload blob-upload-sealed blob-download blob-download-sealed blob-small blob-slow-readers
+
+bench-blobs: postgres ## Measure blobs up and down against object_store; writes into benches/blobs
+	$(CARGO) bench --locked --bench suite -- $(BLOBS:%=--only %) --out benches/blobs $(ARGS)
 
 bench-1m: postgres ## Recall of 1,000,000 made-up embeddings of 1536 dimensions; half an hour, goes on when interrupted
 	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --exact-searches 3 --dir $(BENCH_DIR) \

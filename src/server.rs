@@ -441,7 +441,7 @@ impl Server {
             .http2_max_header_list_size(config.metadata_header_max_bytes)
             .initial_connection_window_size(16 << 20)
             .initial_stream_window_size(4 << 20)
-            // Blobs come in messages of up to 1 MiB: frames of 16 KiB would cost as much as their digest.
+            // Blobs come in messages of up to 1 MiB, which would be 64 frames of the usual 16 KiB each.
             .max_frame_size(256 << 10)
             .layer(edge::layers(edge))
             .add_routes(routes);

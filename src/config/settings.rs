@@ -313,7 +313,7 @@ settings! {
             "How old a connection may get before it is replaced, which is how load reaches a new PostgreSQL.",
             older ["DB_POOL_RECYCLE"];
         pool_verify: bool = text("true"), Kind::Bool, "bool",
-            "Whether a connection that was idle for a second is tested before use: one round trip more, no call fails on a dead one.";
+            "Whether a connection that was idle for a second is tested before use: one round trip more, and no call fails on one that died meanwhile.";
         read_lanes: usize = n(2), number(1, 64), "connections",
             "How many connections, beside the pool, carry batched point reads.";
         write_lanes: usize = n(2), number(1, 64), "connections",

@@ -42,7 +42,7 @@ const ENTRIES_AT_ONCE: usize = 32;
 
 /// What a slow caller gets at once, and each one at first: the window of a stream that clients open by default.
 const CHUNK_MIN_BYTES: usize = 64 << 10;
-/// The most that anybody gets at once: what may be left lying in each connection, counted or not.
+/// The most that anybody gets at once, because it may be left lying in the connection.
 const CHUNK_MAX_BYTES: usize = 256 << 10;
 /// Whoever asks for a chunk later than this is slow.
 const SLOW: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-/// A piece no longer than this is hashed at once: handing it over would take as long.
+/// A piece no longer than this is hashed at once: it is not worth another thread.
 const AT_ONCE_BYTES: usize = 64 << 10;
 
 /// One hash under way; at most one piece is being added to it.

@@ -356,6 +356,8 @@ settings! {
     Limits {
         blob_max_bytes: u64 = n(5 * GIB), number(1, 5 * 1024 * GIB), "bytes",
             "The largest blob; a larger one is refused as soon as that is seen.";
+        blob_inline_max_bytes: usize = n(16 * KIB), number(0, 256 * KIB), "bytes",
+            "Blobs up to this size lie in the database and cost one transaction; 0 brings all to the store.";
         blob_chunk_max_bytes: usize = n(MIB), number(KIB, MIB), "bytes",
             "The most bytes of a blob in one message, either way.";
         blob_in_flight_bytes: usize = n(64 * MIB), number(8 * MIB, 1024 * GIB), "bytes",

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
-pub(super) use upload::Work;
+pub(super) use upload::{Brought, Work};
 
 /// What blobs are made with.
 pub struct Blobs {
@@ -60,6 +60,8 @@ pub struct BlobLimits {
     pub size_max: u64,
     pub chunk_max: usize,
     pub part: usize,
+    /// Smaller blobs, and those of that size, lie in the database; 0 is none, not even empty ones.
+    pub inline_max: usize,
     /// Parts of one blob that go to the store at once.
     pub parts_at_once: usize,
     /// How long a caller may be silent, or not read.
@@ -70,6 +72,13 @@ pub struct BlobLimits {
     pub uploads_max: u64,
     /// Of one that goes straight to the store.
     pub signed_part_max: u64,
+}
+
+impl BlobLimits {
+    /// Whether a blob of that size is to lie in the database.
+    fn is_inline(&self, size_bytes: u64) -> bool {
+        self.inline_max > 0 && size_bytes <= self.inline_max as u64
+    }
 }
 
 /// No single piece of work at the database takes longer, however long the stream may.
@@ -161,7 +170,8 @@ impl pb::blob_service_server::BlobService for Api {
         let (uid, options) = (write.change.uid, write.options);
         let (row, receipt) = self.store.write(caller.clone(), options, write.change).await?;
         let is_done = !receipt.rehearsed && !receipt.replayed;
-        if let Some(row) = row.as_ref().filter(|_| is_done) {
+        // Bytes in the database went with their row.
+        if let Some(row) = row.as_ref().filter(|row| is_done && !row.is_inline()) {
             let caller = Caller { deadline: Instant::now() + ERASE_TIME, ..caller.clone() };
             let removed = self.store.remove_bytes(&blobs.store, caller, uid, &row.store_key, "");
             // The deletion stands, and whatever is left of it the reaper does.

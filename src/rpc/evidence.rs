@@ -3,7 +3,7 @@
 mod share;
 mod verify;
 
-use super::blob::Work;
+use super::blob::{Brought, Work};
 use super::evidence_bundle::read_type;
 use super::wire::{self, Fields, Write};
 use super::{Answer, Api, open};
@@ -190,7 +190,7 @@ impl Api {
         }
     }
 
-    /// Sees to it that the bytes of a bundle are in the store, and says where.
+    /// Sees to it that the bytes of a bundle are in the store, or ready for the database, and says where.
     async fn bring(
         &self,
         work: &Work,
@@ -208,8 +208,7 @@ impl Api {
         }
         let _share = blobs.budget.take(size_bytes).await?;
         let put = work.put(blobs, digest, vec![bytes], CONTENT_TYPE.to_owned());
-        let (attempt, arrived) = put.await?;
-        let blob = attempt.blob(digest, arrived, blobs.store.backend());
-        Ok((Bytes::Brought(Box::new(blob)), Some(attempt)))
+        let Brought { attempt, keep } = put.await?;
+        Ok((Bytes::Brought(Box::new(keep)), Some(attempt)))
     }
 }

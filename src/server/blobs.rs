@@ -90,6 +90,7 @@ pub fn parts(
             size_max: config.blob_max_bytes,
             chunk_max: config.blob_chunk_max_bytes,
             part: config.blob_part_bytes,
+            inline_max: config.blob_inline_max_bytes,
             parts_at_once: config.blob_put_concurrency,
             idle,
             keep: ms(config.blob_upload_keep_ms),

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod change;
 pub mod check;
+pub mod content;
 pub mod hashing;
 pub mod reap;
 pub mod reference;
@@ -23,16 +24,17 @@ use uuid::Uuid;
 
 noun! {
     pub struct Blob in "blob" as blob + [
-        change::QUERIES, check::QUERIES, reap::QUERIES, reference::QUERIES, rotate::QUERIES, scrub::QUERIES,
+        change::QUERIES, check::QUERIES, content::QUERIES, reap::QUERIES, reference::QUERIES, rotate::QUERIES, scrub::QUERIES,
         session::QUERIES, session::ROW_QUERIES
     ] {
         pub size_bytes: i64,
         pub content_type: String,
         /// [`READY`] to [`ERASED`].
         pub state: i16,
-        /// The store that has the bytes: "s3", "local", "memory", "gcs" or "azure".
+        /// The store that has the bytes: "s3", "local", "memory", "gcs" or "azure"; or [`content::DATABASE`].
         pub storage_backend: String,
-        /// Where in the store they are. Never made up again from other facts.
+        /// Where in the store they are. Never made up again from other facts. In the database a name of the attempt that
+        /// brought them.
         pub store_key: String,
         /// How many bytes the store has.
         pub stored_size_bytes: i64,
@@ -99,6 +101,8 @@ pub struct Attempt {
     pub uid: Uuid,
     pub tenant: String,
     pub store_key: String,
+    /// Its bytes go into the database, together with their row: nothing of it can be left over.
+    pub is_inline: bool,
 }
 
 impl Attempt {
@@ -111,18 +115,26 @@ impl Attempt {
             Some(hex) => format!("{own}/sha256/{}/{hex}.{}", &hex[..2], uid.simple()),
             None => format!("{own}/stream/{}", uid.simple()),
         };
-        Self { uid, tenant: tenant.to_owned(), store_key }
+        Self { uid, tenant: tenant.to_owned(), store_key, is_inline: false }
+    }
+
+    /// Of bytes that are to lie in the database.
+    pub fn inline(tenant: &str) -> Self {
+        let uid = Uuid::now_v7();
+        let store_key = format!("{}/{}", content::DATABASE, uid.simple());
+        Self { uid, tenant: tenant.to_owned(), store_key, is_inline: true }
     }
 
     /// A part of an upload that goes on where it was cut.
     pub fn of_part(tenant: &str) -> Self {
         let uid = Uuid::now_v7();
         let store_key = format!("t/{}/upload/{}", tenant_hash(tenant), uid.simple());
-        Self { uid, tenant: tenant.to_owned(), store_key }
+        Self { uid, tenant: tenant.to_owned(), store_key, is_inline: false }
     }
 
-    /// The row of a blob that this attempt has brought to the store.
+    /// The row of a blob that this attempt has brought to the store of that kind, or is to bring into the database.
     pub fn blob(&self, digest: &str, bytes: Arrived, backend: &str) -> Blob {
+        let backend = if self.is_inline { content::DATABASE } else { backend };
         let Arrived { size_bytes, stored_size_bytes, content_type, stored, seal } = bytes;
         let Seal { cipher, key_id, wrapped_key, header } = seal;
         Blob {
@@ -145,7 +157,7 @@ impl Attempt {
     }
 }
 
-/// Bytes that are in the store.
+/// Bytes that are in the store, or on their way into the database.
 pub struct Arrived {
     pub size_bytes: u64,
     pub stored_size_bytes: u64,

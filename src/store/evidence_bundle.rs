@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::attachment::{self, Attachment};
-use super::blob::change::{Kept, keep_all};
+use super::blob::change::{Keep, Kept, keep_all};
 use super::blob::reference::{hold, refer};
 use super::blob::{Blob, READY};
 use super::caller::Caller;
@@ -106,8 +106,8 @@ impl Evidence for EvidenceBundle {
 pub enum Bytes {
     /// In a blob that the tenant has. NOT_FOUND of a blob where it is gone meanwhile.
     There,
-    /// In the store, brought by an attempt of our own, which takes them over with the bundle.
-    Brought(Box<Blob>),
+    /// In the store, brought by an attempt of our own, or to come into the database: with the bundle they are a blob.
+    Brought(Box<Keep>),
     /// Nowhere: it is a rehearsal.
     Spared,
 }
@@ -161,9 +161,9 @@ impl Change for CreateEvidenceBundle {
                 matches!(added, Added::New(_))
             };
             let new = || added.iter().zip(changes).filter(is_new);
-            let brought: Vec<(&Blob, &Caller)> = new()
+            let brought: Vec<(&Keep, &Caller)> = new()
                 .filter_map(|(_, a)| match &a.change.bytes {
-                    Bytes::Brought(blob) => Some((&**blob, a.caller)),
+                    Bytes::Brought(keep) => Some((&**keep, a.caller)),
                     Bytes::There | Bytes::Spared => None,
                 })
                 .collect();

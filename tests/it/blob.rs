@@ -6,6 +6,7 @@ mod bad;
 mod crash;
 mod down;
 mod faults;
+mod inline;
 pub mod killed;
 mod memory;
 mod rotate;
@@ -16,7 +17,7 @@ mod session_crash;
 mod store;
 pub mod suite;
 mod url;
-mod verify;
+pub mod verify;
 
 use crate::help::*;
 use crate::world::{As, World, reason, request};
@@ -132,23 +133,34 @@ pub fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 /// bytes that are not those of their digest.
 pub async fn is_consistent(database: &tokio_postgres::Client, folder: &Path) {
     // At one moment: a server that was killed may have left a transaction that is about to commit.
-    let all = "SELECT id, store_key, stored_size_bytes, state, cipher FROM casebook.blob WHERE state < 5 \
-               UNION ALL SELECT '', store_key, 0, 0::int2, 0::int2 FROM casebook.blob_intent \
-               UNION ALL SELECT '', store_key, 0, 0::int2, 0::int2 FROM casebook.blob_upload_part";
+    let all = "SELECT b.id, b.store_key, b.stored_size_bytes, b.state, b.cipher, \
+                 b.storage_backend = 'database', c.bytes FROM casebook.blob AS b \
+                 LEFT JOIN casebook.blob_content AS c ON c.tenant_id = b.tenant_id AND c.blob_uid = b.uid \
+                 WHERE b.state < 5 OR c.bytes IS NOT NULL \
+               UNION ALL SELECT '', store_key, 0, 0::int2, 0::int2, false, NULL FROM casebook.blob_intent \
+               UNION ALL SELECT '', store_key, 0, 0::int2, 0::int2, false, NULL FROM casebook.blob_upload_part";
     let rows = database.query(all, &[]).await.unwrap();
     let mut known: Vec<String> = Vec::new();
     for row in rows {
         let (id, key, size, state): (String, String, i64, i16) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
-        let is_plain = row.get::<_, i16>(4) == 0;
+        let (is_plain, is_inline) = (row.get::<_, i16>(4) == 0, row.get(5));
+        let content: Option<Vec<u8>> = row.get(6);
+        assert!(content.is_none() || is_inline && state < 5, "bytes of {id} lie in the database");
         if state == 2 {
-            let content = std::fs::read(folder.join(&key));
-            let content = content.unwrap_or_else(|error| panic!("no bytes of {id}: {error}"));
+            let content = match content {
+                Some(content) => content,
+                None => std::fs::read(folder.join(&key))
+                    .unwrap_or_else(|error| panic!("no bytes of {id}: {error}")),
+            };
             assert_eq!(content.len() as i64, size);
             assert_eq!(hex(&Sha256::digest(&content)) == id, is_plain, "{id}");
         }
-        known.push(key);
+        known.extend((!is_inline).then_some(key));
     }
+    let strays = "SELECT count(*) FROM casebook.blob_content AS c WHERE NOT EXISTS (SELECT FROM casebook.blob AS b \
+                  WHERE b.tenant_id = c.tenant_id AND b.uid = c.blob_uid)";
+    assert_eq!(database.query_one(strays, &[]).await.unwrap().get::<_, i64>(0), 0);
     for (path, content) in files(folder) {
         let key = path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
         let key = key.split('#').next().unwrap();

@@ -231,6 +231,8 @@ impl World {
             ("drain_delay_ms", "0"),
             ("drain_timeout_ms", "5000"),
             ("blob_store_url", "memory:"),
+            // What tests do to bytes they do to a store; `blob::inline` is of small blobs in the database.
+            ("blob_inline_max_bytes", "0"),
         ];
         let mut flags: Vec<(String, String)> = Vec::new();
         for (name, value) in defaults.iter().chain(settings) {

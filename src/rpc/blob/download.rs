@@ -142,6 +142,16 @@ impl Api {
 
     /// The way to the bytes of a blob that are not known to be damaged.
     pub(in crate::rpc) async fn source(&self, caller: &Caller, blob: &Blob) -> Result<Source> {
+        self.source_beside(caller, blob, None).await
+    }
+
+    /// The same where what lies in the database may have been read.
+    async fn source_beside(
+        &self,
+        caller: &Caller,
+        blob: &Blob,
+        content: Option<Bytes>,
+    ) -> Result<Source> {
         if blob.state == CORRUPT {
             let mut error = damaged("this was found before; upload the right ones again");
             if let Error::DataLoss { metadata, .. } = &mut error {
@@ -151,7 +161,12 @@ impl Api {
         }
         let blobs = self.blobs()?;
         let keys = blobs.keys.as_deref();
-        match Source::of(&blobs.store, keys, &caller.tenant, blob).await {
+        let (store, caller_now) = (&blobs.store, piecewise(caller));
+        let source = match content {
+            Some(bytes) => Source::inline(bytes, keys, &caller.tenant, blob).await,
+            None => self.store.source(store, keys, &caller_now, blob).await,
+        };
+        match source {
             Ok(source) => Ok(source),
             Err(error) => Err(self.accuse(caller, blob, error).await),
         }
@@ -253,9 +268,13 @@ impl Api {
             })
             .collect();
         let _share = self.blobs()?.budget.take(memory.max(1)).await?;
+        let contents = self.store.contents(&piecewise(caller), fits.iter().flatten()).await?;
         let read = fits.into_iter().zip(given).map(async |(blob, digest)| {
             let read = match blob {
-                Ok(blob) => self.read_whole(caller, &blob).await,
+                Ok(blob) => {
+                    let content = contents.get(&blob.meta.uid).cloned();
+                    self.read_whole(caller, &blob, content).await
+                }
                 Err(error) => Err(error),
             };
             let item = Item { digest: Some(digest), ..Item::default() };
@@ -272,9 +291,24 @@ impl Api {
         Ok(stream::iter(read).buffered(ENTRIES_AT_ONCE).collect().await)
     }
 
-    async fn read_whole(&self, caller: &Caller, blob: &Blob) -> Result<Bytes> {
-        let source = self.source(caller, blob).await?;
+    async fn read_whole(
+        &self,
+        caller: &Caller,
+        blob: &Blob,
+        content: Option<Bytes>,
+    ) -> Result<Bytes> {
+        let source = self.source_beside(caller, blob, content).await?;
         self.note(caller, blob, None, None).await?;
+        self.read_right(caller, blob, &source).await
+    }
+
+    /// All bytes of a blob, held to its digest.
+    pub(super) async fn read_right(
+        &self,
+        caller: &Caller,
+        blob: &Blob,
+        source: &Source,
+    ) -> Result<Bytes> {
         let read = source.read(0..blob.size_bytes.unsigned_abs(), caller.deadline).await;
         let read = read.and_then(|bytes| {
             if hex(&Sha256::digest(&bytes)) == blob.id { Ok(bytes) } else { Err(other_bytes()) }

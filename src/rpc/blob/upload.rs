@@ -13,6 +13,7 @@ use crate::store::blob::{Arrived, Attempt, Blob, READY};
 use crate::store::blob_store::Pieces;
 use crate::store::blob_store::budget::Share;
 use crate::store::caller::Caller;
+use crate::store::envelope::KeySource;
 use crate::store::object::Written;
 use crate::store::object::put::Put;
 use crate::store::object::upload::KeepAs;
@@ -21,6 +22,7 @@ use crate::{Error, Reason, Result};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use prost::Message;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -129,6 +131,19 @@ impl Fault {
     }
 }
 
+/// An attempt that has brought its bytes, or is to bring them into the database.
+pub(in crate::rpc) struct Brought {
+    pub attempt: Attempt,
+    pub keep: Keep,
+}
+
+impl Brought {
+    fn stored(blobs: &Blobs, attempt: Attempt, digest: &str, arrived: Arrived) -> Self {
+        let blob = attempt.blob(digest, arrived, blobs.store.backend());
+        Self { attempt, keep: Keep { blob, content: None } }
+    }
+}
+
 /// An attempt whose bytes go to the store in parts.
 struct Stream {
     attempt: Attempt,
@@ -149,7 +164,10 @@ impl Upload {
             }
         };
         let announced = Announced::read(&work.caller, header, blobs.limits.size_max)?;
-        if let Some(digest) = &announced.digest
+        // What is that small comes sooner than it is looked up; whoever writes it finds out whether it is here.
+        let is_small = announced.size_bytes.is_some_and(|size| blobs.limits.is_inline(size));
+        if !is_small
+            && let Some(digest) = &announced.digest
             && let Some(there) = work.there(digest, announced.size_bytes).await?
         {
             return Ok(work.known(&announced, there).await?);
@@ -261,6 +279,12 @@ impl Work {
                 gathered.add(chunk.split_to(room.min(chunk.len())));
             }
         }
+        if size_bytes == 0
+            && let Some(digest) = &announced.digest
+            && let Some(there) = work.there(digest, announced.size_bytes).await?
+        {
+            return Ok(work.known(announced, there).await?);
+        }
         if let Some(said) = announced.size_bytes.filter(|said| size_bytes != *said) {
             return Err(wrong_size(said, &format!("there are {size_bytes}")).into());
         }
@@ -271,7 +295,7 @@ impl Work {
             return Err(error.into());
         }
         let content_type = announced.content_type.clone();
-        let (attempt, arrived) = if stream.is_some() {
+        let brought = if stream.is_some() {
             work.send(blobs, announced, stream, gathered.pieces(), true, share.take()).await?;
             let Some(Stream { attempt, sink, .. }) = stream.take() else {
                 return Err(Error::internal("an upload without its parts").into());
@@ -279,7 +303,9 @@ impl Work {
             let upload_id = sink.upload_id().to_owned();
             match sink.complete(&attempt, &digest, work.caller.deadline).await {
                 Ok((stored, stored_size_bytes, seal)) => {
-                    (attempt, Arrived { size_bytes, stored_size_bytes, content_type, stored, seal })
+                    let arrived =
+                        Arrived { size_bytes, stored_size_bytes, content_type, stored, seal };
+                    Brought::stored(blobs, attempt, &digest, arrived)
                 }
                 Err(error) => {
                     work.abandon(&attempt, &upload_id, is_unknown(&error));
@@ -287,13 +313,15 @@ impl Work {
                 }
             }
         } else {
-            if let Some(there) = work.there(&digest, None).await? {
+            if !limits.is_inline(size_bytes)
+                && let Some(there) = work.there(&digest, None).await?
+            {
                 return Ok(work.known(announced, there).await?);
             }
             work.put(blobs, &digest, gathered.pieces(), content_type).await?
         };
         drop(share);
-        Ok(work.keep(blobs, announced, attempt, &digest, arrived).await?)
+        Ok(work.keep(announced, &digest, brought).await?)
     }
 
     /// The blob of that digest, if its bytes are here.
@@ -352,19 +380,39 @@ impl Work {
         sent
     }
 
-    /// Puts bytes that are few enough to go at once. What fails is removed.
+    /// Puts bytes that are few enough to go at once, or makes them ready for the database. What fails is removed.
     pub async fn put(
         &self,
         blobs: &Blobs,
         digest: &str,
         pieces: Pieces,
         content_type: String,
-    ) -> Result<(Attempt, Arrived)> {
+    ) -> Result<Brought> {
+        let keys = blobs.keys.as_ref();
+        let size_bytes = pieces.iter().map(Bytes::len).sum::<usize>() as u64;
+        if !blobs.limits.is_inline(size_bytes) {
+            return self.put_into_store(blobs, keys, digest, pieces, content_type).await;
+        }
+        let attempt = Attempt::inline(&self.caller.tenant);
+        let inline = Sink::inline(keys, &attempt, digest, pieces, content_type);
+        let (arrived, content) = inline.await?;
+        let blob = attempt.blob(digest, arrived, blobs.store.backend());
+        Ok(Brought { keep: Keep { blob, content: Some(content) }, attempt })
+    }
+
+    pub async fn put_into_store(
+        &self,
+        blobs: &Blobs,
+        keys: Option<&Arc<dyn KeySource>>,
+        digest: &str,
+        pieces: Pieces,
+        content_type: String,
+    ) -> Result<Brought> {
         let attempt = self.intend(blobs, Some(digest)).await?;
-        let (keys, deadline) = (blobs.keys.as_ref(), self.caller.deadline);
+        let deadline = self.caller.deadline;
         let put = Sink::put(&blobs.store, keys, &attempt, digest, pieces, content_type, deadline);
         match put.await {
-            Ok(arrived) => Ok((attempt, arrived)),
+            Ok(arrived) => Ok(Brought::stored(blobs, attempt, digest, arrived)),
             Err(error) => {
                 self.abandon(&attempt, "", is_unknown(&error));
                 Err(error)
@@ -388,13 +436,11 @@ impl Work {
     /// Makes a blob of what has arrived.
     async fn keep(
         &self,
-        blobs: &Blobs,
         announced: &Announced,
-        attempt: Attempt,
         digest: &str,
-        arrived: Arrived,
+        brought: Brought,
     ) -> Result<UploadBlobResponse> {
-        let keep = Keep { blob: attempt.blob(digest, arrived, blobs.store.backend()) };
+        let Brought { attempt, keep } = brought;
         let (caller, options) = (piecewise(&self.caller), announced.options.clone());
         let kept = match put_of(announced, digest) {
             None => {
@@ -439,6 +485,9 @@ impl Work {
 
     /// Removes what was brought, behind the caller's back: it need not wait for that.
     pub fn abandon(&self, attempt: &Attempt, upload_id: &str, may_arrive: bool) {
+        if attempt.is_inline {
+            return;
+        }
         let caller = Caller { deadline: Instant::now() + ABANDON_TIME, ..self.caller.clone() };
         let Attempt { uid, store_key, .. } = attempt.clone();
         let left = Left { uid, store_key, upload_id: upload_id.to_owned(), may_arrive };

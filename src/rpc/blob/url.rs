@@ -1,10 +1,14 @@
 //! CreateDownloadUrl: the way past this server to one blob's bytes, for a while.
 
+use super::upload::{Brought, Work};
 use super::{digest, piecewise};
 use crate::pb;
 use crate::rpc::wire::{Fields, ID_BYTES_MAX};
 use crate::rpc::{Api, json, wire};
 use crate::store::blob::Blob;
+use crate::store::blob::change::Keep;
+use crate::store::blob::content::MoveOut;
+use crate::store::blob_store::Stored;
 use crate::store::blob_store::sign::{SignedUrl, TTL_MAX};
 use crate::store::caller::Caller;
 use crate::store::event::LogEvent;
@@ -41,6 +45,13 @@ impl Api {
         filename: &str,
     ) -> Result<SignedUrl> {
         let store = &self.blobs()?.store;
+        let moved;
+        let blob = if blob.is_inline() {
+            moved = self.moved_out(caller, blob).await?;
+            &moved
+        } else {
+            blob
+        };
         let signed = match store.download_url(blob, ttl, filename, caller.deadline).await {
             Ok(signed) => signed,
             Err(error) => return Err(self.accuse(caller, blob, error).await),
@@ -52,6 +63,35 @@ impl Api {
         let event = LogEvent::of(blob, "DOWNLOAD_URL_ISSUED", json::of_value(&metadata));
         self.store.write(piecewise(caller), WriteOptions::default(), event).await?;
         Ok(signed)
+    }
+
+    /// The blob once its bytes, which lay in the database when it was read, lie in the store, to which a URL leads.
+    async fn moved_out(&self, caller: &Caller, blob: &Blob) -> Result<Blob> {
+        let blobs = self.blobs()?;
+        if let Err(error) = blobs.store.can_sign_for(blob) {
+            return Err(self.accuse(caller, blob, error).await);
+        }
+        let size_bytes = blob.size_bytes.unsigned_abs();
+        let _share = blobs.budget.take(2 * size_bytes.max(1)).await?;
+        let source = self.source(caller, blob).await?;
+        let bytes = self.read_right(caller, blob, &source).await?;
+        let work = Work { api: self.clone(), caller: caller.clone() };
+        // Unencrypted, as they were: no URL leads to what is not.
+        let put = work.put_into_store(blobs, None, &blob.id, vec![bytes], String::new());
+        let Brought { attempt, keep: Keep { blob: there, .. } } = put.await?;
+        let Blob { store_key, storage_backend, store_etag, store_version_id, .. } = there;
+        let stored = Stored { etag: store_etag, version_id: store_version_id };
+        let change =
+            MoveOut { blob: blob.clone(), uid: attempt.uid, store_key, storage_backend, stored };
+        match self.store.write(piecewise(caller), WriteOptions::default(), change).await {
+            Ok((moved, _)) => Ok(moved),
+            Err(error) => {
+                work.abandon(&attempt, "", false);
+                // Somebody else may have moved them, or brought others since they were lost.
+                let now: Blob = self.store.get(&piecewise(caller), &blob.id).await?;
+                if now.is_inline() { Err(error) } else { Ok(now) }
+            }
+        }
     }
 }
 

@@ -60,12 +60,48 @@ fn sealed_part_bytes(least_bytes: usize) -> usize {
 /// The bytes of a blob that is kept.
 #[derive(Clone)]
 pub struct Source {
-    store: BlobStore,
-    key: String,
+    place: Place,
     size_bytes: u64,
     stored_bytes: u64,
     /// Of encrypted bytes.
     opening: Option<Arc<Opening>>,
+}
+
+/// Where a blob's bytes lie.
+#[derive(Clone)]
+enum Place {
+    Store {
+        store: BlobStore,
+        key: String,
+    },
+    /// In the database: all of them, as they are stored there.
+    Inline(Bytes),
+}
+
+impl Place {
+    /// How many bytes are best read at once.
+    fn piece_bytes(&self) -> u64 {
+        match self {
+            Self::Store { store, .. } => store.piece_bytes(),
+            Self::Inline(bytes) => bytes.len().max(1) as u64,
+        }
+    }
+
+    /// A range of the stored bytes, of which there must be so many in all.
+    async fn read(&self, range: Range<u64>, whole: u64, deadline: Instant) -> Result<Bytes> {
+        match self {
+            Self::Store { store, key } => store.read(key, range, whole, deadline).await,
+            Self::Inline(bytes) => {
+                let found = bytes.len() as u64;
+                let is_within = range.start <= range.end && range.end <= found;
+                if found != whole || !is_within {
+                    let what = format!("the database has {found} bytes of it, and not {whole}");
+                    return Err(damaged(&what));
+                }
+                Ok(bytes.slice(range.start as usize..range.end as usize))
+            }
+        }
+    }
 }
 
 /// What opens a blob.
@@ -83,6 +119,26 @@ impl Source {
         blob: &Blob,
     ) -> Result<Self> {
         store.is_store_of(blob)?;
+        let place = Place::Store { store: store.clone(), key: blob.store_key.clone() };
+        Self::at(place, keys, tenant, blob).await
+    }
+
+    /// The same of bytes that were found in the database.
+    pub async fn inline(
+        bytes: Bytes,
+        keys: Option<&dyn KeySource>,
+        tenant: &str,
+        blob: &Blob,
+    ) -> Result<Self> {
+        Self::at(Place::Inline(bytes), keys, tenant, blob).await
+    }
+
+    async fn at(
+        place: Place,
+        keys: Option<&dyn KeySource>,
+        tenant: &str,
+        blob: &Blob,
+    ) -> Result<Self> {
         let size_bytes = u64::try_from(blob.size_bytes).map_err(Error::internal)?;
         let stored_bytes = u64::try_from(blob.stored_size_bytes).map_err(Error::internal)?;
         let opening = match blob.cipher {
@@ -103,18 +159,17 @@ impl Source {
                 return Err(Error::internal(text));
             }
         };
-        let (store, key) = (store.clone(), blob.store_key.clone());
-        Ok(Self { store, key, size_bytes, stored_bytes, opening })
+        Ok(Self { place, size_bytes, stored_bytes, opening })
     }
 
     /// A range of the blob's bytes, whole or an error.
     pub async fn read(&self, range: Range<u64>, deadline: Instant) -> Result<Bytes> {
         let Some(Opening { key, header }) = self.opening.as_deref() else {
-            return self.store.read(&self.key, range, self.stored_bytes, deadline).await;
+            return self.place.read(range, self.stored_bytes, deadline).await;
         };
         let outside = || Error::internal("a range that is not within its blob");
         let sealed = sealed_range(self.size_bytes, range.clone()).ok_or_else(outside)?;
-        let mut stored = self.store.read(&self.key, sealed, self.stored_bytes, deadline).await?;
+        let mut stored = self.place.read(sealed, self.stored_bytes, deadline).await?;
         let mut content = BytesMut::with_capacity((range.end - range.start) as usize);
         let opener = Opener::new(key, header, self.size_bytes).map_err(failed)?;
         let mut decoder = opener.decoder(range).ok_or_else(outside)?;
@@ -136,7 +191,7 @@ impl Source {
         let mut hasher = Sha256::new();
         let mut start = 0;
         loop {
-            let end = self.size_bytes.min(start + self.store.piece_bytes());
+            let end = self.size_bytes.min(start + self.place.piece_bytes());
             {
                 let memory = match self.opening {
                     None => end - start,
@@ -286,18 +341,26 @@ impl Sink {
         deadline: Instant,
     ) -> Result<Arrived> {
         let size_bytes = bytes_of(&pieces);
-        let (pieces, seal) = match keys {
-            None => (pieces, Seal::default()),
-            Some(keys) => {
-                let mut sealing = Sealing::begin(keys, usize::MAX)?;
-                sealing.push(pieces, true).await?;
-                let sealed = std::mem::take(&mut sealing.ready).into();
-                (sealed, sealing.seal(&binding(&attempt.tenant, digest)?).await?)
-            }
-        };
+        let (pieces, seal) = sealed_whole(keys, attempt, digest, pieces).await?;
         let stored_size_bytes = bytes_of(&pieces);
         let stored = store.put(&attempt.store_key, pieces, deadline).await?;
         Ok(Arrived { size_bytes, stored_size_bytes, content_type, stored, seal })
+    }
+
+    /// Bytes for the database, as they are to lie there.
+    pub async fn inline(
+        keys: Option<&Arc<dyn KeySource>>,
+        attempt: &Attempt,
+        digest: &str,
+        pieces: Pieces,
+        content_type: String,
+    ) -> Result<(Arrived, Vec<u8>)> {
+        let size_bytes = bytes_of(&pieces);
+        let (pieces, seal) = sealed_whole(keys, attempt, digest, pieces).await?;
+        let content = pieces.concat();
+        let stored_size_bytes = content.len() as u64;
+        let stored = Stored::default();
+        Ok((Arrived { size_bytes, stored_size_bytes, content_type, stored, seal }, content))
     }
 
     /// Begins to bring bytes in parts, which are gathered as [`gather_bytes`] says of `part_bytes`.
@@ -357,6 +420,20 @@ impl Sink {
         };
         Ok((parts.complete(deadline).await?, stored_bytes, seal))
     }
+}
+
+/// All bytes of a blob as they are to be stored.
+async fn sealed_whole(
+    keys: Option<&Arc<dyn KeySource>>,
+    attempt: &Attempt,
+    digest: &str,
+    pieces: Pieces,
+) -> Result<(Pieces, Seal)> {
+    let Some(keys) = keys else { return Ok((pieces, Seal::default())) };
+    let mut sealing = Sealing::begin(keys, usize::MAX)?;
+    sealing.push(pieces, true).await?;
+    let sealed = std::mem::take(&mut sealing.ready).into();
+    Ok((sealed, sealing.seal(&binding(&attempt.tenant, digest)?).await?))
 }
 
 fn bytes_of(pieces: &Pieces) -> u64 {

@@ -1,5 +1,6 @@
 //! What is written about blobs: before their bytes go to the store, when they are there, and when they shall go.
 
+use super::content::{self, ADD};
 use super::reference::referred;
 use super::{Blob, CORRUPT, ERASED, ERASING, READY};
 use crate::store::caller::Caller;
@@ -9,11 +10,11 @@ use crate::store::evidence::cited;
 use crate::store::legal_hold::{self, Leaving};
 use crate::store::log::{Entry, LogRow};
 use crate::store::noun::Noun as _;
-use crate::store::write::{Applied, Change, Outcome, RowKey, Shown, Tx};
+use crate::store::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Reason, Result, queries, row};
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 row! {
@@ -158,9 +159,12 @@ pub(super) fn too_late() -> Error {
 }
 
 /// Takes over the bytes of an attempt: from here on they are a blob.
+#[derive(Clone)]
 pub struct Keep {
     /// Its uid is the attempt's.
     pub blob: Blob,
+    /// The bytes, as they are to be stored, where they are to lie in the database; else they are in the store.
+    pub content: Option<Vec<u8>>,
 }
 
 /// The blob that has the digest now, and whether the tenant had it before.
@@ -173,13 +177,20 @@ pub struct Kept {
 impl Change for Keep {
     type Answer = Kept;
 
+    const FORESEE: Option<fn(&[Applied<'_, Self>], SystemTime) -> Foreseen<Kept>> = Some(foresee);
+
+    /// Bytes in the store are an attempt's only as long as its intent says so.
+    fn must_look(&self) -> bool {
+        self.content.is_none()
+    }
+
     fn touches(&self, rows: &mut Vec<RowKey>) {
         rows.push(RowKey::new(&[Blob::KIND, &self.blob.id]));
         rows.push(intent(self.blob.meta.uid));
     }
 
     fn size_bytes(&self) -> usize {
-        self.blob.size_bytes()
+        self.blob.size_bytes() + self.content.as_ref().map_or(0, Vec::len)
     }
 
     fn about(&self) -> Vec<(&'static str, &str)> {
@@ -190,8 +201,8 @@ impl Change for Keep {
         tx: &'a Tx<'a>,
         changes: &'a [Applied<'a, Self>],
     ) -> BoxFuture<'a, Result<Vec<Outcome<Kept>>>> {
-        let blobs: Vec<_> = changes.iter().map(|a| (&a.change.blob, a.caller)).collect();
-        Box::pin(async move { keep_all(tx, &blobs).await })
+        let keeps: Vec<_> = changes.iter().map(|a| (a.change, a.caller)).collect();
+        Box::pin(async move { keep_all(tx, &keeps).await })
     }
 
     fn rebuild(&self, entries: &[LogRow]) -> Result<Kept> {
@@ -202,16 +213,37 @@ impl Change for Keep {
     }
 }
 
+/// What is written if no blob has any of the digests yet.
+fn foresee(changes: &[Applied<'_, Keep>], now: SystemTime) -> Foreseen<Kept> {
+    let (mut uids, mut contents) = (Vec::new(), Vec::new());
+    let mut outcomes = Vec::with_capacity(changes.len());
+    for Applied { change, caller } in changes {
+        let blob = stamp(&change.blob, caller.acting(), now);
+        uids.push(blob.meta.uid);
+        contents.push(change.content.clone().unwrap_or_default());
+        let entries = vec![Entry::of(&blob, "CREATE")];
+        outcomes.push((Kept { blob, deduplicated: false }, entries));
+    }
+    let blobs: Vec<&Blob> = outcomes.iter().map(|(kept, _)| &kept.blob).collect();
+    let mut inserts = Insert::all_of(&blobs);
+    let count = uids.len();
+    inserts.push(Insert::exactly(&ADD, (uids, contents), count));
+    Foreseen { inserts, outcomes }
+}
+
 /// Takes over the bytes of attempts, with who made them; the outcomes stand in the same order. No two may have one digest.
-pub async fn keep_all(tx: &Tx<'_>, blobs: &[(&Blob, &Caller)]) -> Result<Vec<Outcome<Kept>>> {
-    let uids = blobs.iter().map(|(blob, _)| blob.meta.uid).collect();
-    let held = tx.run(&HOLD_INTENTS, &(uids,)).await?;
+pub async fn keep_all(tx: &Tx<'_>, keeps: &[(&Keep, &Caller)]) -> Result<Vec<Outcome<Kept>>> {
+    let stored = keeps.iter().filter(|(keep, _)| keep.content.is_none());
+    let uids: Vec<Uuid> = stored.map(|(keep, _)| keep.blob.meta.uid).collect();
+    let held = if uids.is_empty() { Vec::new() } else { tx.run(&HOLD_INTENTS, &(uids,)).await? };
     let held: HashSet<Uuid> = held.into_iter().map(|found| found.uid).collect();
-    let in_time = |(blob, _): &&(&Blob, &Caller)| held.contains(&blob.meta.uid);
-    let rows: Vec<Blob> = blobs
+    let in_time = |(keep, _): &&(&Keep, &Caller)| {
+        keep.content.is_some() || held.contains(&keep.blob.meta.uid)
+    };
+    let rows: Vec<Blob> = keeps
         .iter()
         .filter(in_time)
-        .map(|(blob, caller)| stamp(*blob, caller.acting(), tx.now))
+        .map(|(keep, caller)| stamp(&keep.blob, caller.acting(), tx.now))
         .collect();
     let inserted = if rows.is_empty() { Vec::new() } else { tx.insert(&rows).await? };
     let taken = rows.iter().zip(&inserted).filter(|(_, new)| !**new);
@@ -221,9 +253,10 @@ pub async fn keep_all(tx: &Tx<'_>, blobs: &[(&Blob, &Caller)]) -> Result<Vec<Out
 
     let (mut settled, mut condemned, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let mut replaced: (Vec<Uuid>, Vec<String>) = Default::default();
+    let (mut contents, mut dropped) = (Vec::new(), Vec::new());
     let mut written = rows.into_iter().zip(inserted);
-    let mut outcomes = Vec::with_capacity(blobs.len());
-    for given in blobs {
+    let mut outcomes = Vec::with_capacity(keeps.len());
+    for given in keeps {
         if !in_time(&given) {
             outcomes.push(Outcome::Failed(too_late()));
             continue;
@@ -231,9 +264,12 @@ pub async fn keep_all(tx: &Tx<'_>, blobs: &[(&Blob, &Caller)]) -> Result<Vec<Out
         let Some((row, new)) = written.next() else {
             return Err(Error::internal("a blob was not written"));
         };
-        let attempt = row.meta.uid;
+        let (attempt, content) = (row.meta.uid, given.0.content.clone());
         if new {
-            settled.push(attempt);
+            match content {
+                Some(content) => contents.push((attempt, content)),
+                None => settled.push(attempt),
+            }
             let entries = vec![Entry::of(&row, "CREATE")];
             let answer = Kept { blob: row, deduplicated: false };
             outcomes.push(Outcome::Done { answer, entries, shown: Vec::new() });
@@ -247,25 +283,36 @@ pub async fn keep_all(tx: &Tx<'_>, blobs: &[(&Blob, &Caller)]) -> Result<Vec<Out
         };
         if blob.state == READY {
             // Somebody was faster, with the same bytes.
-            condemned.push(attempt);
+            if content.is_none() {
+                condemned.push(attempt);
+            }
             let shown = vec![Shown::of(&blob)];
             let answer = Kept { blob, deduplicated: true };
             outcomes.push(Outcome::Done { answer, entries: Vec::new(), shown });
             continue;
         }
         // The right bytes have come for a blob that had lost them.
-        replaced.0.push(Uuid::now_v7());
-        replaced.1.push(blob.store_key.clone());
+        if blob.is_inline() {
+            dropped.push(blob.meta.uid);
+        } else {
+            replaced.0.push(Uuid::now_v7());
+            replaced.1.push(blob.store_key.clone());
+        }
         let meta = blob.meta.clone();
         blob = Blob { meta, content_type: blob.content_type, ..row };
         advance(&mut blob, given.1.acting(), tx.now);
-        settled.push(attempt);
+        match content {
+            Some(content) => contents.push((blob.meta.uid, content)),
+            None => settled.push(attempt),
+        }
         saved.push(blob.clone());
         let entries = vec![Entry::of(&blob, "RESTORE")];
         let answer = Kept { blob, deduplicated: false };
         outcomes.push(Outcome::Done { answer, entries, shown: Vec::new() });
     }
     tx.save(&saved).await?;
+    content::drop_all(tx, dropped).await?;
+    content::set(tx, contents).await?;
     if !settled.is_empty() {
         tx.run(&SETTLE, &(settled,)).await?;
     }
@@ -339,6 +386,11 @@ pub fn rewrapped(blob: &Blob, wrapped: WrappedKey) -> Modify<Blob> {
     }
 }
 
+/// The state of a blob when it is deleted: bytes in the database go with it.
+fn erased(blob: &Blob) -> i16 {
+    if blob.is_inline() { ERASED } else { ERASING }
+}
+
 /// Deletes a blob that nothing refers to, and says that its bytes shall go.
 pub struct Erase {
     pub delete: Modify<Blob>,
@@ -358,7 +410,7 @@ impl Erase {
         let mut delete = Modify::<Blob>::delete(id, etag, allow_missing);
         delete.patch = Box::new(|row, now| {
             row.meta.delete_time = Some(now);
-            row.state = ERASING;
+            row.state = erased(row);
             Ok(())
         });
         Self { delete, uid: Uuid::now_v7(), cited_as }
@@ -415,6 +467,7 @@ impl Change for Erase {
                 .collect();
             let mut results = modify_all(tx, &free).await?.into_iter();
             let mut condemned: (Vec<Uuid>, Vec<String>, Vec<Option<Uuid>>) = Default::default();
+            let mut dropped = Vec::new();
             let mut outcomes = Vec::with_capacity(changes.len());
             for (Applied { change, .. }, refused) in changes.iter().zip(refused) {
                 if let Some(error) = refused {
@@ -424,9 +477,13 @@ impl Change for Erase {
                 let result = results.next();
                 outcomes.push(match result {
                     Some(Ok(Some((blob, _)))) => {
-                        condemned.0.push(change.uid);
-                        condemned.1.push(blob.store_key.clone());
-                        condemned.2.push(Some(blob.meta.uid));
+                        if blob.is_inline() {
+                            dropped.push(blob.meta.uid);
+                        } else {
+                            condemned.0.push(change.uid);
+                            condemned.1.push(blob.store_key.clone());
+                            condemned.2.push(Some(blob.meta.uid));
+                        }
                         let entries = vec![Entry::of(&blob, "DELETE")];
                         Outcome::Done { answer: Some(blob), entries, shown: Vec::new() }
                     }
@@ -437,6 +494,7 @@ impl Change for Erase {
                     None => return Err(Error::internal("a deletion without a result")),
                 });
             }
+            content::drop_all(tx, dropped).await?;
             if !condemned.0.is_empty() {
                 let (uids, keys, blobs) = condemned;
                 let own_ms = OWN_TIME.as_millis() as i64;
@@ -469,14 +527,18 @@ pub async fn erase_free(tx: &Tx<'_>, uids: Vec<Uuid>, author: &str) -> Result<Ve
     }
     for blob in &mut free {
         blob.meta.delete_time = Some(tx.now);
-        blob.state = ERASING;
+        blob.state = erased(blob);
         advance(blob, author, tx.now);
     }
     tx.save(&free).await?;
-    let intents = free.iter().map(|_| Uuid::now_v7()).collect();
-    let keys = free.iter().map(|blob| blob.store_key.clone()).collect();
-    let of = free.iter().map(|blob| Some(blob.meta.uid)).collect();
-    tx.run(&CONDEMN_STORED, &(intents, keys, of, 0)).await?;
+    let (inline, stored): (Vec<&Blob>, Vec<&Blob>) = free.iter().partition(|blob| blob.is_inline());
+    content::drop_all(tx, inline.iter().map(|blob| blob.meta.uid).collect()).await?;
+    if !stored.is_empty() {
+        let intents = stored.iter().map(|_| Uuid::now_v7()).collect();
+        let keys = stored.iter().map(|blob| blob.store_key.clone()).collect();
+        let of = stored.iter().map(|blob| Some(blob.meta.uid)).collect();
+        tx.run(&CONDEMN_STORED, &(intents, keys, of, 0)).await?;
+    }
     Ok(free.iter().map(|blob| Entry::of(blob, "DELETE")).collect())
 }
 

@@ -180,8 +180,12 @@ impl SessionPart {
 
     /// The same as if it were a blob, for those who read blobs.
     pub fn blob(&self, tenant: &str) -> Blob {
-        let attempt =
-            Attempt { uid: self.uid, tenant: tenant.to_owned(), store_key: self.store_key.clone() };
+        let attempt = Attempt {
+            uid: self.uid,
+            tenant: tenant.to_owned(),
+            store_key: self.store_key.clone(),
+            is_inline: false,
+        };
         let arrived = Arrived {
             size_bytes: self.size_bytes.unsigned_abs(),
             stored_size_bytes: self.stored_size_bytes.unsigned_abs(),

@@ -4,7 +4,7 @@ use super::{BlobStore, check_size, damaged, pin, sigv4, unavailable};
 use crate::store::blob::{Blob, CORRUPT, body};
 use crate::{Error, Reason, Result};
 use object_store::aws::AmazonS3;
-use object_store::signer::{Method, SignedUrlOptions, Signer as _};
+use object_store::signer::{Method, SignedUrlOptions, Signer};
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -45,14 +45,8 @@ impl BlobStore {
         filename: &str,
         deadline: Instant,
     ) -> Result<SignedUrl> {
-        if blob.state == CORRUPT {
-            return Err(damaged("this was found before; upload the right ones again"));
-        }
+        let signer = self.signer_for(blob)?;
         self.is_store_of(blob)?;
-        if blob.cipher != body::PLAIN {
-            return Err(encrypted(&format!("the blob \"{}\" is encrypted: download it", blob.id)));
-        }
-        let signer = self.0.signer.as_ref().ok_or_else(|| self.not_signable())?;
         // Whoever has the URL could not tell us that the bytes are gone.
         let stored_bytes = u64::try_from(blob.stored_size_bytes).map_err(Error::internal)?;
         check_size(self.size_bytes(&blob.store_key, deadline).await?, stored_bytes)?;
@@ -63,6 +57,21 @@ impl BlobStore {
         let sign = || pin(signer.signed_url_opts(Method::GET, &path, ttl, &options));
         let url = self.call(&self.0.ops.sign, deadline, sign).await?;
         Ok(SignedUrl { url: url.into(), expire_time })
+    }
+
+    /// Whether a URL could lead to the blob's bytes if they were in this store. Fails as [`Self::download_url`] does.
+    pub fn can_sign_for(&self, blob: &Blob) -> Result<()> {
+        self.signer_for(blob).map(|_| ())
+    }
+
+    fn signer_for(&self, blob: &Blob) -> Result<&dyn Signer> {
+        if blob.state == CORRUPT {
+            return Err(damaged("this was found before; upload the right ones again"));
+        }
+        if blob.cipher != body::PLAIN {
+            return Err(encrypted(&format!("the blob \"{}\" is encrypted: download it", blob.id)));
+        }
+        self.0.signer.as_deref().ok_or_else(|| self.not_signable())
     }
 
     /// Whether anybody may be let put bytes into this store: only S3 holds a PUT to the length that was signed.

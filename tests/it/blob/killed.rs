@@ -16,6 +16,8 @@ pub struct Killed {
     pub folder: tempfile::TempDir,
     /// Whether servers encrypt.
     pub is_sealed: bool,
+    /// Up to how many bytes blobs lie in the database.
+    pub inline_max: usize,
 }
 
 impl Killed {
@@ -43,14 +45,15 @@ impl Killed {
     async fn over(folder: tempfile::TempDir, store: Vec<String>) -> Self {
         let database = new_database(true).await;
         let url = url_of(&config_of(&database).await);
-        Self { database, url, store, folder, is_sealed: false }
+        Self { database, url, store, folder, is_sealed: false, inline_max: 0 }
     }
 
     /// A server that reaps so often; 0 is never.
     pub fn serve(&self, reap_ms: &str) -> Served {
         let mut flags = vec!["--database-url", &self.url, "--migrate-on-start", "true"];
         flags.extend(["--auth", "none", "--listen", "127.0.0.1:0", "--metrics-listen", ""]);
-        flags.extend(["--blob-reap-interval-ms", reap_ms]);
+        let inline_max = self.inline_max.to_string();
+        flags.extend(["--blob-reap-interval-ms", reap_ms, "--blob-inline-max-bytes", &inline_max]);
         flags.extend(self.store.iter().map(String::as_str));
         if self.is_sealed {
             flags.extend(["--blob-key", super::seal::OLD]);

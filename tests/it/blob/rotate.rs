@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use std::process::{Child, Stdio};
 
 /// Rotates with these keys; whether it ended well, and what it said.
-fn rotate(url: &str, keys: &str) -> (Option<i32>, String) {
+pub fn rotate(url: &str, keys: &str) -> (Option<i32>, String) {
     let arguments = ["key", "rotate", "--database-url", url, "--blob-key", keys];
     let output = casebook(&arguments).output().expect("the program runs");
     let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,7 @@
 //! Blobs on a server of S3 that is reached as the settings say, plain and encrypted.
 
 mod crash;
+mod inline;
 mod session;
 mod url;
 

@@ -7,7 +7,7 @@ use pb::verify_blob_store_response::Finding;
 use std::time::{Duration, SystemTime};
 
 /// All that verifying finds, and what it said last.
-async fn verify(
+pub async fn verify(
     who: &As,
     request: pb::VerifyBlobStoreRequest,
 ) -> (Vec<Finding>, pb::VerifyBlobStoreResponse) {
@@ -22,23 +22,23 @@ async fn verify(
     (found, last)
 }
 
-fn looking() -> pb::VerifyBlobStoreRequest {
+pub fn looking() -> pb::VerifyBlobStoreRequest {
     pb::VerifyBlobStoreRequest::default()
 }
 
-fn reading() -> pb::VerifyBlobStoreRequest {
+pub fn reading() -> pb::VerifyBlobStoreRequest {
     pb::VerifyBlobStoreRequest { rehash: true, ..looking() }
 }
 
 /// What is wrong with which blob.
-fn problems(found: &[Finding]) -> Vec<(Problem, String)> {
+pub fn problems(found: &[Finding]) -> Vec<(Problem, String)> {
     let of = |finding: &Finding| finding.digest.clone().map(|d| hex(&d.value)).unwrap_or_default();
     let mut all: Vec<_> = found.iter().map(|f| (f.problem(), of(f))).collect();
     all.sort();
     all
 }
 
-fn id(given: &[u8]) -> String {
+pub fn id(given: &[u8]) -> String {
     hex(&digest(given).value)
 }
 

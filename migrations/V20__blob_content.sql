@@ -1,0 +1,16 @@
+-- The bytes of small blobs, beside the rows that say whose they are.
+
+-- As many bytes as stored_size_bytes of the blob says, encrypted where its row says so. A row is here as long as a live
+-- blob's storage_backend is "database": both are written, moved and deleted in one transaction, so no key of another
+-- table is held here, which would be looked up for each row.
+CREATE TABLE casebook.blob_content (
+  tenant_id text COLLATE "C" NOT NULL DEFAULT NULLIF(current_setting('casebook.tenant', true), ''),
+  blob_uid uuid NOT NULL,
+  bytes bytea NOT NULL,
+  PRIMARY KEY (tenant_id, blob_uid)
+);
+-- Most are no longer than a page, and stay in one piece there. What is encrypted does not shrink, and what is not is too
+-- short for it to be worth the time.
+ALTER TABLE casebook.blob_content SET (toast_tuple_target = 8160);
+ALTER TABLE casebook.blob_content ALTER COLUMN bytes SET STORAGE EXTERNAL;
+CALL casebook.build_wall('casebook.blob_content', 'SELECT, INSERT, UPDATE, DELETE');

@@ -1,6 +1,6 @@
 # Needs Rust, Python 3.10 or newer with pip, and make. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-s3 check fmt lint deny proto bench bench-vectors bench-blobs bench-1m corpus demo postgres tools moto
+.PHONY: help run test test-s3 check fmt lint deny proto bench bench-vectors bench-blobs bench-blobs-s3 bench-1m corpus demo postgres tools moto
 
 # dev is quick to build; release serves faster and takes minutes to build.
 PROFILE ?= dev
@@ -10,7 +10,7 @@ CARGO ?= cargo
 BUF := .tools/bin/buf
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: postgres ## Build and serve on 127.0.0.1:50051 with an embedded PostgreSQL (PROFILE=release: faster, slow to build)
 	$(CARGO) build --locked --profile $(PROFILE) --bin casebook
@@ -87,6 +87,14 @@ BLOBS := blob-upload blob-upload-sealed blob-download blob-download-sealed blob-
 
 bench-blobs: postgres ## Measure blobs up and down against object_store; writes into benches/blobs
 	$(CARGO) bench --locked --bench suite -- $(BLOBS:%=--only %) --out benches/blobs $(ARGS)
+
+bench-blobs-s3: postgres ## The same against Ceph's gateway, if Debian's packages of it are installed; writes into benches/blobs/s3
+	scripts/start-rgw.sh --stop $(RGW_DIR) && rm -rf $(RGW_DIR)
+	@url=$$(scripts/start-rgw.sh $(RGW_DIR)) || exit 1; \
+	trap 'scripts/start-rgw.sh --stop $(RGW_DIR); rm -rf $(RGW_DIR)' EXIT; trap 'exit 1' HUP INT TERM; \
+	echo "$(CARGO) bench --locked --bench suite -- --only blob-upload-s3 --only blob-download-s3 $(ARGS)"; \
+	CASEBOOK_BENCH_S3_URL=$$url $(CARGO) bench --locked --bench suite -- --only blob-upload-s3 --only blob-download-s3 \
+	  --out benches/blobs/s3 $(ARGS)
 
 bench-1m: postgres ## Recall of 1,000,000 made-up embeddings of 1536 dimensions; half an hour, goes on when interrupted
 	$(CARGO) bench --locked --bench vectors -- --rows 1000000 --dimensions 1536 --kinds hnsw-binary --exact-searches 3 --dir $(BENCH_DIR) \

@@ -26,6 +26,8 @@ mod process;
 mod records;
 #[path = "suite/report.rs"]
 mod report;
+#[path = "suite/s3.rs"]
+mod s3;
 #[path = "suite/scenarios.rs"]
 mod scenarios;
 #[path = "suite/search.rs"]

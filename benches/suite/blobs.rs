@@ -1,7 +1,8 @@
-//! Blobs: up and down through Casebook, and through object_store alone, on the same disk.
+//! Blobs: up and down through Casebook, and through object_store alone, on the same disk or the same S3.
 
 use crate::load::{Call, MEASURING, OVER};
 use crate::measure::{Bench, Figure, Outcome, Scenario, Side};
+use crate::s3::Bucket;
 use crate::scenarios::Case;
 use crate::sides::Running;
 use crate::stats::{Random, Wanted};
@@ -11,11 +12,12 @@ use casebook::pb;
 use futures_util::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{ObjectStoreExt as _, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
 use pb::blob_service_client::BlobServiceClient;
 use pb::download_blob_response::Part as Down;
 use pb::upload_blob_request::Part as Up;
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -182,13 +184,27 @@ pub async fn dawdle_until_over(
     Ok(Vec::new())
 }
 
-/// As Casebook opens it: what is written is on the disk.
-fn store(folder: &Path) -> Result<LocalFileSystem> {
-    std::fs::create_dir_all(folder)?;
-    Ok(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true))
+/// Where object_store alone keeps objects.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Place {
+    Folder(PathBuf),
+    Bucket(Bucket),
 }
 
-async fn put(store: &LocalFileSystem, key: &Key, pieces: Vec<Bytes>) -> Result<()> {
+impl Place {
+    fn open(&self) -> Result<Arc<dyn ObjectStore>> {
+        match self {
+            // As Casebook opens it: what is written is on the disk.
+            Self::Folder(folder) => {
+                std::fs::create_dir_all(folder)?;
+                Ok(Arc::new(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true)))
+            }
+            Self::Bucket(bucket) => Ok(Arc::new(bucket.client()?)),
+        }
+    }
+}
+
+async fn put(store: &dyn ObjectStore, key: &Key, pieces: Vec<Bytes>) -> Result<()> {
     let mut write = WriteMultipart::new_with_chunk_size(store.put_multipart(key).await?, PART);
     for piece in pieces {
         write.wait_for_capacity(PARTS_AT_ONCE).await?;
@@ -200,17 +216,17 @@ async fn put(store: &LocalFileSystem, key: &Key, pieces: Vec<Bytes>) -> Result<(
 
 /// Puts large objects straight.
 pub async fn put_until_over(
-    folder: &Path,
+    place: &Place,
     mut random: Random,
     phase: Arc<AtomicU8>,
 ) -> Result<Vec<u32>> {
-    let (store, mut clock) = (store(folder)?, Clock::new(phase));
+    let (store, mut clock) = (place.open()?, Clock::new(phase));
     let bytes = random_bytes(&mut random, LARGE);
     loop {
         let key = Key::from(format!("put-{}", random.next()));
         let pieces = another(&mut random, &bytes);
         let began = Instant::now();
-        put(&store, &key, pieces).await?;
+        put(&*store, &key, pieces).await?;
         let is_over = clock.note(began);
         store.delete(&key).await?;
         if is_over {
@@ -221,13 +237,13 @@ pub async fn put_until_over(
 
 /// Reads the same large object as a stream.
 pub async fn get_until_over(
-    folder: &Path,
+    place: &Place,
     mut random: Random,
     phase: Arc<AtomicU8>,
 ) -> Result<Vec<u32>> {
-    let (store, mut clock, key) = (store(folder)?, Clock::new(phase), Key::from(KEY));
+    let (store, mut clock, key) = (place.open()?, Clock::new(phase), Key::from(KEY));
     let bytes = random_bytes(&mut random, LARGE);
-    put(&store, &key, another(&mut random, &bytes)).await?;
+    put(&*store, &key, another(&mut random, &bytes)).await?;
     loop {
         let began = Instant::now();
         let mut stream = store.get(&key).await?.into_stream();
@@ -255,22 +271,16 @@ impl Case<'_> {
         is_up: bool,
         is_sealed: bool,
     ) -> Result<Outcome> {
-        let folder = self.folder.join("blobs");
+        let (folder, objects) = (self.folder.join("blobs"), self.folder.join("objects"));
         let server = self.blob_server(&folder, is_sealed).await?;
-        let raw = self.folder.join("objects").display().to_string();
-        let address = server.address.clone();
-        let (ours, theirs, what) = match is_up {
-            true => (
-                Call::Upload { address, size_bytes: LARGE },
-                Call::Put { folder: raw },
+        let theirs = match is_up {
+            true => {
                 "object_store alone, on the same disk and with fsync: an upload in parts of 8 MiB, two at once, of \
-                 pieces of 1 MiB, neither hashed nor recorded",
-            ),
-            false => (
-                Call::Download { address, size_bytes: LARGE, slow_readers: 0 },
-                Call::Read { folder: raw },
-                "object_store alone, on the same disk: get() and its stream of bytes, not hashed",
-            ),
+                 pieces of 1 MiB, neither hashed nor recorded"
+            }
+            false => {
+                "object_store alone, on the same disk: get() and its stream of bytes, not hashed"
+            }
         };
         let (name, title) = match (is_up, is_sealed) {
             (true, false) => ("blob-upload", "UploadBlob of 64 MiB against object_store"),
@@ -278,32 +288,78 @@ impl Case<'_> {
             (false, false) => ("blob-download", "DownloadBlob of 64 MiB against object_store"),
             (false, true) => ("blob-download-sealed", "The same, encrypted"),
         };
-        let sealed = if is_sealed { ", encrypted" } else { "" };
-        let way = if is_up { "UploadBlob" } else { "DownloadBlob" };
-        let outcome = bench
+        let target = if is_sealed { 0.65 } else { 0.8 };
+        let what = (name, title, target, if is_sealed { ", encrypted" } else { "" }, theirs);
+        let place = Place::Folder(objects.clone());
+        let outcome = self.compare_large(bench, &server, place, is_up, what).await;
+        server.stop().await?;
+        for folder in [folder, objects] {
+            tokio::fs::remove_dir_all(folder).await?;
+        }
+        outcome
+    }
+
+    /// The same, not encrypted, on S3.
+    pub async fn large_blobs_in_s3(&self, bench: &Bench<'_>, is_up: bool) -> Result<Outcome> {
+        let bucket = Bucket::make().await?;
+        let flags = bucket.flags();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let (service, owner) = (self.database.service_url(), self.database.owner_url());
+        let server = Running::casebook_with(self.folder, &service, &owner, &flags).await?;
+        let theirs = match is_up {
+            true => {
+                "object_store alone, on the same S3: an upload in parts of 8 MiB, two at once, of pieces of 1 MiB, \
+                 neither hashed nor recorded"
+            }
+            false => {
+                "object_store alone, on the same S3: get() and its stream of bytes, not hashed"
+            }
+        };
+        let (name, title) = match is_up {
+            true => ("blob-upload-s3", "UploadBlob of 64 MiB onto S3 against object_store"),
+            false => ("blob-download-s3", "DownloadBlob of 64 MiB from S3 against object_store"),
+        };
+        let what = (name, title, 0.8, " on S3", theirs);
+        let place = Place::Bucket(bucket.clone());
+        let outcome = self.compare_large(bench, &server, place, is_up, what).await;
+        server.stop().await?;
+        bucket.remove().await?;
+        outcome
+    }
+
+    /// Compares one way of large blobs; `what` is name, title, target, what is said of the blobs, and what theirs is.
+    async fn compare_large(
+        &self,
+        bench: &Bench<'_>,
+        server: &Running,
+        place: Place,
+        is_up: bool,
+        what: (&'static str, &'static str, f64, &str, &str),
+    ) -> Result<Outcome> {
+        let address = server.address.clone();
+        let (ours, call, way) = match is_up {
+            true => {
+                (Call::Upload { address, size_bytes: LARGE }, Call::Put { place }, "UploadBlob")
+            }
+            false => (
+                Call::Download { address, size_bytes: LARGE, slow_readers: 0 },
+                Call::Read { place },
+                "DownloadBlob",
+            ),
+        };
+        let (name, title, target, of, theirs) = what;
+        let said = format!("{way} of 64 MiB{of}, hashed and logged, one caller, messages of 1 MiB");
+        bench
             .compare(Scenario {
                 name,
                 title,
                 figure: Figure::MedianSpeed,
                 wanted: Wanted::AtLeast,
-                target: if is_sealed { 0.65 } else { 0.8 },
-                ours: (
-                    format!(
-                        "{way} of 64 MiB{sealed}, hashed and logged, one caller, messages of 1 MiB"
-                    ),
-                    self.client(&server, ours, 1),
-                ),
-                theirs: (
-                    what.into(),
-                    Side::Client { call: theirs, in_flight: 1, watched: Vec::new() },
-                ),
+                target,
+                ours: (said, self.client(server, ours, 1)),
+                theirs: (theirs.into(), Side::Client { call, in_flight: 1, watched: Vec::new() }),
             })
-            .await;
-        server.stop().await?;
-        for folder in [folder, self.folder.join("objects")] {
-            tokio::fs::remove_dir_all(folder).await?;
-        }
-        outcome
+            .await
     }
 
     pub async fn small_blobs(&self, bench: &Bench<'_>) -> Result<Outcome> {

@@ -9,7 +9,6 @@ use casebook::transfer::encoded::Encoded;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -69,10 +68,10 @@ pub enum Call {
     Upload { address: String, size_bytes: usize },
     /// DownloadBlob of one of that size, while so many others read one as slowly as they can.
     Download { address: String, size_bytes: usize, slow_readers: usize },
-    /// Large objects into a folder, by object_store.
-    Put { folder: String },
-    /// A large object out of a folder, by object_store.
-    Read { folder: String },
+    /// Large objects into a folder or a bucket, by object_store.
+    Put { place: blobs::Place },
+    /// A large object out of one, by object_store.
+    Read { place: blobs::Place },
 }
 
 impl Call {
@@ -328,15 +327,14 @@ async fn drive(plan: Plan) -> Result<Sample> {
                 callers.spawn(blobs::download_until_over(channel, *size_bytes, random, phase));
             }
         }
-        Call::Put { folder } | Call::Read { folder } => {
+        Call::Put { place } | Call::Read { place } => {
             let is_put = matches!(plan.call, Call::Put { .. });
             for n in 0..plan.in_flight {
-                let (folder, random, phase) =
-                    (PathBuf::from(folder), random(n)?, Arc::clone(&phase));
+                let (place, random, phase) = (place.clone(), random(n)?, Arc::clone(&phase));
                 callers.spawn(async move {
                     match is_put {
-                        true => blobs::put_until_over(&folder, random, phase).await,
-                        false => blobs::get_until_over(&folder, random, phase).await,
+                        true => blobs::put_until_over(&place, random, phase).await,
+                        false => blobs::get_until_over(&place, random, phase).await,
                     }
                 });
             }

@@ -124,7 +124,7 @@ impl Report {
         let Self { date, machine, about, seconds_per_side, .. } = self;
         let mut text = format!(
             "# Results\n\n\
-             Written by `make bench`, `make bench-vectors` or `make bench-blobs`; do not edit. The same figures for programs are in `results.json`.\n\n\
+             Written by `make bench`, `make bench-vectors`, `make bench-blobs` or `make bench-blobs-s3`; do not edit. The same figures for programs are in `results.json`.\n\n\
              Taken {date} on {} cores ({}, {} GiB, Linux {}), PostgreSQL {}. Load average before {}, after {}.\n\n{}\n",
             machine.cores,
             machine.processor,

@@ -8,7 +8,7 @@ use crate::records::{BATCHERS, Grown};
 use crate::report::About;
 use crate::sides::{Running, python};
 use crate::stats::{Estimate, Verdict, Wanted, median};
-use crate::{Context, Result};
+use crate::{Context, Result, s3};
 use casebook::pb;
 use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// In the order in which they are run: reads before the tables grow.
-pub const NAMES: [&str; 30] = [
+pub const NAMES: [&str; 32] = [
     "get",
     "get-walled",
     "echo",
@@ -38,6 +38,8 @@ pub const NAMES: [&str; 30] = [
     "blob-upload-sealed",
     "blob-download",
     "blob-download-sealed",
+    "blob-upload-s3",
+    "blob-download-s3",
     "blob-small",
     "blob-slow-readers",
     "batch-create",
@@ -92,10 +94,13 @@ async fn measure(
     let tenants: Vec<String> = (1..=TENANTS).map(|n| format!("bench-{n}")).collect();
     database.fill(&server.address, &tenants).await?;
 
-    let chosen: Vec<&str> = NAMES
+    let mut chosen: Vec<&str> = NAMES
         .into_iter()
         .filter(|name| only.is_empty() || only.iter().any(|o| o == name))
         .collect();
+    if chosen.iter().any(|name| is_in_s3(name)) && !s3::is_named() {
+        chosen.retain(|name| !is_in_s3(name));
+    }
     let progress = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {pos}/{len} {msg}")?;
     progress.set_style(style.progress_chars("=> "));
@@ -139,6 +144,8 @@ async fn measure(
             "blob-upload-sealed" => case.large_blobs(&bench, true, true).await?,
             "blob-download" => case.large_blobs(&bench, false, false).await?,
             "blob-download-sealed" => case.large_blobs(&bench, false, true).await?,
+            "blob-upload-s3" => case.large_blobs_in_s3(&bench, true).await?,
+            "blob-download-s3" => case.large_blobs_in_s3(&bench, false).await?,
             "blob-small" => case.small_blobs(&bench).await?,
             "blob-slow-readers" => case.slow_readers(&bench).await?,
             "batch-create" => case.batch_create(&bench, 1).await?,
@@ -168,6 +175,11 @@ async fn measure(
     }
     server.stop().await?;
     Ok(outcomes)
+}
+
+/// Whether a scenario needs a server of S3.
+fn is_in_s3(name: &str) -> bool {
+    name.ends_with("-s3")
 }
 
 pub struct Case<'a> {

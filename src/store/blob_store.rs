@@ -51,6 +51,9 @@ const SIGN: &str = "object_store.SIGN";
 /// Names under which a local disk may have one object while it is written.
 const STAGED_MAX: usize = 3;
 
+/// Of an upload to a local disk.
+const LOCAL_PART_BYTES: usize = 2 << 20;
+
 /// The handles of each operation's metrics.
 struct Ops {
     put: Arc<OpMetrics>,
@@ -147,6 +150,15 @@ impl BlobStore {
     /// How many bytes one read should ask for.
     pub fn piece_bytes(&self) -> u64 {
         self.0.piece_bytes
+    }
+
+    /// How many bytes the parts of an upload should have, where `part_bytes` is what is wanted of a store that is further
+    /// away: on a disk short parts cost nothing, and the last is written sooner.
+    pub fn part_bytes(&self, part_bytes: usize) -> usize {
+        match self.0.root {
+            Some(_) => part_bytes.min(LOCAL_PART_BYTES),
+            None => part_bytes,
+        }
     }
 
     fn path(&self, key: &str) -> Path {

@@ -7,7 +7,7 @@ use crate::rpc::Api;
 use crate::rpc::object::worded;
 use crate::store::blob::body::{Sink, gather_bytes};
 use crate::store::blob::change::{Intend, Keep, Kept, Name};
-use crate::store::blob::hashing::Hashing;
+use crate::store::blob::hashing::{Hashing, WAITING_MAX_BYTES};
 use crate::store::blob::reap::Left;
 use crate::store::blob::{Arrived, Attempt, Blob, READY};
 use crate::store::blob_store::Pieces;
@@ -25,7 +25,7 @@ use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Status, Streaming};
 use tracing::Instrument as _;
 
@@ -35,6 +35,8 @@ const LINGER: Duration = Duration::from_secs(10);
 const LINGER_BYTES: usize = 16 << 20;
 /// How long removing an upload that failed may take before it is left to the reaper.
 const ABANDON_TIME: Duration = Duration::from_secs(30);
+/// A part that has not come by then keeps no more of the budget than what has come of it, and a chunk.
+const SLOW: Duration = Duration::from_secs(2);
 /// Smaller chunks are copied together.
 const COPY_BELOW_BYTES: usize = 64 << 10;
 
@@ -235,8 +237,9 @@ impl Work {
         let mut stream = None;
         let result = self.receive(self.api.blobs()?, announced, chunks, &mut stream).await;
         if result.is_err()
-            && let Some(Stream { attempt, sink, may_arrive }) = stream
+            && let Some(Stream { attempt, mut sink, may_arrive }) = stream
         {
+            let may_arrive = may_arrive || sink.is_under_way();
             self.abandon(&attempt, sink.upload_id(), may_arrive);
         }
         result
@@ -251,15 +254,37 @@ impl Work {
     ) -> Result<UploadBlobResponse, Fault> {
         let (work, limits) = (self, blobs.limits);
         // Whoever says how much it will be takes no more of the budget than that.
-        let whole = |is_first| gather_bytes(blobs.keys.is_some(), is_first, limits.part);
-        let part_max = whole(true) as u64 + chunks.memory_bytes();
-        let first = announced.size_bytes.unwrap_or(part_max).saturating_add(chunks.memory_bytes());
-        let first = first.clamp(1, part_max);
-        let mut share = Some(blobs.budget.begin(first).await?);
+        let (is_sealed, further) = (blobs.keys.is_some(), blobs.store.part_bytes(limits.part));
+        let part = |is_first| if is_first { limits.part } else { further };
+        let whole = |is_first| gather_bytes(is_sealed, is_first, part(is_first));
+        let beside = chunks.memory_bytes();
+        let (first_max, mut further_max) =
+            (whole(true) as u64 + beside, whole(false) as u64 + beside);
+        if is_sealed {
+            // What is still to be hashed is there beside what it was encrypted to.
+            further_max += further.min(WAITING_MAX_BYTES) as u64;
+        }
+        let first = announced.size_bytes.unwrap_or(first_max).saturating_add(beside);
+        let mut share = blobs.budget.begin(first.clamp(1, first_max)).await?;
+        // Less than was asked for where that is more than there is.
+        let mut most = share.size_bytes();
+        let mut slow_from = Instant::now() + SLOW;
         let (mut gathered, mut hashing, mut size_bytes) =
             (Gathered::default(), Hashing::default(), 0u64);
         loop {
-            let Some(mut chunk) = chunks.next().await? else { break };
+            // What the part takes while the next chunk is waited for, if that is long.
+            let least = |gathered: &Gathered, most: u64| {
+                most.min(gathered.len as u64 + limits.chunk_max as u64 + beside)
+            };
+            let mut next = std::pin::pin!(chunks.next());
+            let chunk = match timeout_at(slow_from, &mut next).await {
+                Ok(chunk) => chunk,
+                Err(_) => {
+                    share.shrink(least(&gathered, most));
+                    next.await
+                }
+            };
+            let Some(mut chunk) = chunk? else { break };
             size_bytes += chunk.len() as u64;
             if let Some(said) = announced.size_bytes.filter(|said| size_bytes > *said) {
                 return Err(wrong_size(said, "there are more").into());
@@ -272,13 +297,22 @@ impl Work {
                 if gathered.len == whole(stream.is_none()) {
                     // There is more, so this is not the last part.
                     let full = std::mem::take(&mut gathered).pieces();
-                    work.send(blobs, announced, stream, full, false, share.take()).await?;
-                    share = Some(blobs.budget.take(part_max).await?);
+                    let its_share = Arc::new(share);
+                    hashing.hold(&its_share);
+                    work.send(blobs, announced, stream, full, false, its_share).await?;
+                    share = blobs.budget.take(further_max).await?;
+                    most = share.size_bytes();
+                    slow_from = Instant::now() + SLOW;
                 }
                 let room = whole(stream.is_none()) - gathered.len;
                 gathered.add(chunk.split_to(room.min(chunk.len())));
             }
+            let wanted = least(&gathered, most).saturating_sub(share.size_bytes());
+            if wanted > 0 {
+                share.join(blobs.budget.take(wanted).await?);
+            }
         }
+        let share = Arc::new(share);
         if size_bytes == 0
             && let Some(digest) = &announced.digest
             && let Some(there) = work.there(digest, announced.size_bytes).await?
@@ -288,6 +322,11 @@ impl Work {
         if let Some(said) = announced.size_bytes.filter(|said| size_bytes != *said) {
             return Err(wrong_size(said, &format!("there are {size_bytes}")).into());
         }
+        if stream.is_some() {
+            // Before all is hashed: if it is not what was said, it goes again.
+            let rest = std::mem::take(&mut gathered).pieces();
+            work.send(blobs, announced, stream, rest, true, Arc::clone(&share)).await?;
+        }
         let digest = hashing.digest().await?;
         if let Some(said) = announced.digest.as_ref().filter(|said| **said != digest) {
             let text = format!("must be that of the bytes, which is {digest} and not {said}");
@@ -295,11 +334,7 @@ impl Work {
             return Err(error.into());
         }
         let content_type = announced.content_type.clone();
-        let brought = if stream.is_some() {
-            work.send(blobs, announced, stream, gathered.pieces(), true, share.take()).await?;
-            let Some(Stream { attempt, sink, .. }) = stream.take() else {
-                return Err(Error::internal("an upload without its parts").into());
-            };
+        let brought = if let Some(Stream { attempt, sink, .. }) = stream.take() {
             let upload_id = sink.upload_id().to_owned();
             match sink.complete(&attempt, &digest, work.caller.deadline).await {
                 Ok((stored, stored_size_bytes, seal)) => {
@@ -348,13 +383,13 @@ impl Work {
         stream: &mut Option<Stream>,
         part: Pieces,
         is_last: bool,
-        share: Option<Share>,
+        share: Arc<Share>,
     ) -> Result<()> {
         let deadline = self.caller.deadline;
         if stream.is_none() {
             let attempt = self.intend(blobs, announced.digest.as_deref()).await?;
             let (keys, limits) = (blobs.keys.as_ref(), blobs.limits);
-            let (size, at_once) = (limits.part, limits.parts_at_once);
+            let (size, at_once) = (blobs.store.part_bytes(limits.part), limits.parts_at_once);
             let begin = Sink::begin(&blobs.store, keys, &attempt, size, at_once, deadline);
             let sink = match begin.await {
                 Ok(sink) => sink,
@@ -372,8 +407,8 @@ impl Work {
                 self.api.store.write(caller, WriteOptions::default(), name).await?;
             }
         }
-        let (Some(stream), Some(share)) = (stream, share) else {
-            return Err(Error::internal("a part without its share"));
+        let Some(stream) = stream else {
+            return Err(Error::internal("a part without its upload"));
         };
         let sent = stream.sink.send(part, is_last, share, deadline).await;
         stream.may_arrive = sent.as_ref().is_err_and(is_unknown);

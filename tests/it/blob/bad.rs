@@ -362,6 +362,51 @@ async fn slow_readers_keep_little_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_writers_keep_little_from_others() {
+    for further in [&[][..], &[("blob_key", super::seal::OLD)]] {
+        let mut settings = vec![("metrics_listen", "127.0.0.1:0")];
+        settings.extend(further);
+        let (world, _folder) = on_disk(&settings).await;
+        let me = world.anonymous();
+        // Were each of them to keep room for a whole part, eight would have all there is.
+        let mut slow = Vec::new();
+        for seed in 0..12 {
+            let given = bytes(900 + seed, 2 * MIB + 77);
+            let (sender, call) = open(&me).await;
+            sender.send(chunk(&given[..1])).await.unwrap();
+            slow.push((given, sender, call));
+        }
+        let in_flight = async || {
+            let page = crate::fault::page(world.pages.unwrap(), "/metrics").await;
+            let line = page.lines().find(|line| line.starts_with("casebook_blob_in_flight_bytes "));
+            line.unwrap().rsplit(' ').next().unwrap().parse::<usize>().unwrap()
+        };
+        let little = 12 * (MIB + 1024);
+        super::killed::until("each keeps room for a chunk", async || {
+            (11 * MIB..=little).contains(&in_flight().await)
+        })
+        .await;
+        let began = Instant::now();
+        let given = bytes(950, 9 * MIB);
+        upload(&me, &given).await;
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        // They go on where they were, in chunks that are larger.
+        for (given, sender, call) in slow {
+            for piece in given[1..].chunks(300_000) {
+                sender.send(chunk(piece)).await.unwrap();
+            }
+            drop(sender);
+            let blob = call.await.unwrap().unwrap().blob.unwrap();
+            assert_eq!(blob.digest, Some(digest(&given)));
+            let (_, found) = download(&me, whole(digest(&given))).await.unwrap();
+            assert!(found == given);
+        }
+        assert_eq!(in_flight().await, 0);
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_share_few_bytes() {
     few_bytes_are_shared(&[]).await;
 }

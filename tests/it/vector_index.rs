@@ -1,6 +1,7 @@
 //! Indexes of vector spaces: building, searching, keeping up with writes, and noticing damage (C8, C9, F473 to F477,
 //! F512, F513, N16).
 
+mod codes;
 mod operations;
 mod replaced;
 mod sweeping;
@@ -15,7 +16,7 @@ use casebook::pb::vector_index::{Codes, Method};
 use casebook::pb::{DistanceMetric, OperationState, SearchMethod, VectorStorage};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// Work that is looked for often, and no looks at recall beside those that a test asks for.
@@ -265,7 +266,7 @@ async fn filters_never_lose_results() {
                 let wanted = near.len().min(*top_k as usize);
                 assert_eq!(result.hits.len(), wanted, "{filter} {top_k}");
                 let far = near[wanted - 1].0 + 1e-6;
-                let by_id: std::collections::HashMap<String, f64> =
+                let by_id: HashMap<String, f64> =
                     near.iter().map(|(d, n)| (format!("e{n:04}"), *d)).collect();
                 let mut seen = HashSet::new();
                 let mut last = f64::MIN;

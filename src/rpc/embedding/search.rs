@@ -57,6 +57,7 @@ pub(in crate::rpc) fn word_method(method: Method) -> pb::SearchMethod {
         Method::Exact => pb::SearchMethod::Exact,
         Method::Hnsw => pb::SearchMethod::Hnsw,
         Method::Ivfflat => pb::SearchMethod::Ivfflat,
+        Method::Codes => pb::SearchMethod::Codes,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The nearest embeddings of a space, and the vectors of embeddings.
 
-use super::plan::{self, is_gone};
+use super::plan::{self, Way, is_gone};
 use super::{Embedding, LISTING};
 use crate::Result;
 use crate::store::Store;
@@ -95,6 +95,8 @@ pub enum Method {
     Exact,
     Hnsw,
     Ivfflat,
+    /// Over the codes of an index.
+    Codes,
 }
 
 /// What a search found.
@@ -105,6 +107,14 @@ pub struct Found {
     pub method: Method,
     /// Whether there may be more.
     pub incomplete: bool,
+}
+
+/// The index that a search goes by, and how.
+#[derive(Clone, Debug)]
+struct Route {
+    index: Arc<Index>,
+    way: Way,
+    candidates: i64,
 }
 
 /// A statement with the settings that it is planned and run under.
@@ -158,28 +168,68 @@ impl Nearest {
         Asked { sql, params, settings: plan::exact() }
     }
 
+    fn along(&self, Route { index, way, candidates }: &Route) -> Asked {
+        self.through(index, *way, *candidates)
+    }
+
+    /// By a walk over an index to so many candidates.
+    pub fn by(&self, index: &Index, candidates: i64) -> Asked {
+        self.through(index, Way::Walk, candidates)
+    }
+
     /// By an index: so many candidates that it names, and all that it does not have yet, ordered by their vectors. What
     /// an index names counts only while its embedding has that vector, which is what the joins see to. OFFSET 0 makes each
     /// of them a probe of the primary key, before any filter: where statistics lag behind, PostgreSQL would rather go
     /// through all embeddings of the space for each candidate.
-    pub fn by(&self, index: &Index, candidates: i64) -> Asked {
+    fn through(&self, index: &Index, way: Way, candidates: i64) -> Asked {
         let Metric { operator, column, sql_type } = Metric::of(&self.space);
-        let (compare, _) = index.comparison(&self.space);
         let mut params = Params::default();
         let conditions = self.conditions(&mut params);
         let target = params.push(self.target.values().to_vec());
         let (limit, most) = (params.push(self.top_k), params.push(candidates));
         let uid = params.push(index.uid);
-        let code = code_of(index, &self.space, &target);
-        let columns = Self::columns();
-        let sql = format!(
-            "WITH sealed AS MATERIALIZED (
+        let (compare, _) = index.comparison(&self.space);
+        let distance = format!("s.code {compare} {}", code_of(index, &self.space, &target));
+        let table = index.table();
+        let (sealed, coded, settings) = match way {
+            Way::Walk => (
+                format!(
+                    "sealed AS MATERIALIZED (
 SELECT s.embedding_uid AS uid, s.digest FROM {table} AS s
 CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = s.embedding_uid OFFSET 0) AS d
 WHERE d.vector_digest = s.digest AND {conditions}
-ORDER BY s.code {compare} {code}
+ORDER BY {distance}
 LIMIT {most}
-), fresh AS MATERIALIZED (
+)"
+                ),
+                "sealed",
+                plan::indexed(&self.how, candidates),
+            ),
+            // All that the filter leaves at once, so that the codes' key is gone through once, not for each of them. An
+            // embedding that has another vector now may still have its former code: twice as many as are wanted, before
+            // they are looked at. A sum keeps the index from being walked over.
+            Way::Scan => (
+                format!(
+                    "coded AS MATERIALIZED (
+SELECT s.embedding_uid AS uid, s.digest, ({distance}) + 0 AS distance FROM {table} AS s
+WHERE s.embedding_uid = ANY((SELECT array_agg(d.uid) FROM embedding AS d WHERE {conditions})::uuid[])
+ORDER BY distance
+LIMIT 2 * {most}
+), sealed AS MATERIALIZED (
+SELECT s.uid, s.digest FROM coded AS s
+CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = s.uid OFFSET 0) AS d
+WHERE d.vector_digest = s.digest
+ORDER BY s.distance
+LIMIT {most}
+)"
+                ),
+                "coded",
+                plan::scanned(),
+            ),
+        };
+        let columns = Self::columns();
+        let sql = format!(
+            "WITH {sealed}, fresh AS MATERIALIZED (
 SELECT u.embedding_uid AS uid, u.digest FROM embedding_delta AS u
 CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = u.embedding_uid OFFSET 0) AS d
 WHERE u.index_uid = {uid} AND d.vector_digest = u.digest AND {conditions}
@@ -190,12 +240,11 @@ CROSS JOIN LATERAL (SELECT x.{column} {operator} {target}::{sql_type} AS distanc
 ORDER BY v.distance, c.uid
 LIMIT {limit}
 )
-SELECT {columns}, near.distance, (SELECT count(*) FROM sealed) AS candidates
+SELECT {columns}, near.distance, (SELECT count(*) FROM sealed) AS candidates, (SELECT count(*) FROM {coded}) AS coded
 FROM near CROSS JOIN LATERAL (SELECT * FROM embedding AS e WHERE e.uid = near.uid OFFSET 0) AS d
 ORDER BY near.distance, d.uid",
-            table = index.table(),
         );
-        Asked { sql, params, settings: plan::indexed(&self.how, candidates) }
+        Asked { sql, params, settings }
     }
 
     /// Counts, in a sample of an index's codes, those that the search could find.
@@ -213,28 +262,43 @@ WHERE s.slice < 4096 AND s.slice < {slices}"
         (sql, params)
     }
 
-    /// How many candidates are looked at, where the caller does not say.
+    /// How many candidates are looked at, where the caller does not say and no sample was taken.
     pub fn candidates(&self, index: &Index) -> i64 {
-        self.how.candidates.unwrap_or_else(|| plan::candidates(index, self.top_k, self.is_filtered))
+        self.candidates_of(index, 1.0)
+    }
+
+    /// The same where the filter leaves that part.
+    fn candidates_of(&self, index: &Index, part: f64) -> i64 {
+        let rows = index.rows as f64 * part;
+        let chosen = || plan::candidates(index.codes, rows, self.top_k, self.is_filtered);
+        self.how.candidates.unwrap_or_else(chosen)
     }
 
     /// What an indexed search found, or `None` where it found less than there may be and should be made exactly.
-    fn judge(&self, index: &Index, asked: i64, rows: &[Row]) -> Result<Option<Found>> {
-        let method = if index.method == IVFFLAT { Method::Ivfflat } else { Method::Hnsw };
-        let candidates: i64 = match rows.first() {
-            Some(row) => row.try_get("candidates")?,
-            None => 0,
+    fn judge(&self, route: &Route, rows: &[Row]) -> Result<Option<Found>> {
+        let Route { index, way, candidates: asked } = route;
+        let (candidates, coded): (i64, i64) = match rows.first() {
+            Some(row) => (row.try_get("candidates")?, row.try_get("coded")?),
+            None => (0, 0),
         };
         let near = read_near(rows)?;
-        // In a small space there are not so many.
-        let is_short = (near.len() as i64) < self.top_k || candidates < asked.min(index.rows) / 2;
+        let is_short = (near.len() as i64) < self.top_k;
+        let method = match way {
+            // That was all there is, and each was held against its vector.
+            Way::Scan if !near.is_empty() && coded < 2 * asked && candidates < *asked => {
+                return Ok(Some(Found { near, ..Found::default() }));
+            }
+            Way::Scan => Method::Codes,
+            Way::Walk if index.method == IVFFLAT => Method::Ivfflat,
+            Way::Walk => Method::Hnsw,
+        };
         match self.how.max_scan_tuples {
             // The caller wants no more than that looked at.
             Some(most) if index.rows > i64::from(most) => {
-                let incomplete = (near.len() as i64) < self.top_k;
-                Ok(Some(Found { near, method, incomplete }))
+                Ok(Some(Found { near, method, incomplete: is_short }))
             }
-            _ if is_short => Ok(None),
+            // In a small space there are not so many.
+            _ if is_short || candidates < (*asked).min(index.rows) / 2 => Ok(None),
             _ => Ok(Some(Found { near, method, incomplete: false })),
         }
     }
@@ -268,11 +332,11 @@ impl Store {
         // What filters leave is looked up beforehand: it only decides how to search.
         let mut planned = Vec::with_capacity(searches.len());
         for search in searches {
-            let index = match snapshot {
+            let route = match snapshot {
                 None => self.route(caller, &search).await?,
                 Some(_) => None,
             };
-            planned.push((search, index));
+            planned.push((search, route));
         }
         match self.nearest_at_once(caller, Arc::new(planned.clone()), snapshot).await {
             // An index was replaced this moment.
@@ -289,7 +353,7 @@ impl Store {
     async fn nearest_at_once(
         &self,
         caller: &Caller,
-        searches: Arc<Vec<(Nearest, Option<Arc<Index>>)>>,
+        searches: Arc<Vec<(Nearest, Option<Route>)>>,
         snapshot: Option<i64>,
     ) -> Result<(Vec<Found>, i64)> {
         self.snapshot(caller, SEARCH, move |at: Snapshot| {
@@ -305,14 +369,12 @@ impl Store {
                     at.reaches_back(seq).await?;
                 }
                 let mut all = Vec::with_capacity(searches.len());
-                for (search, index) in searches.iter() {
+                for (search, route) in searches.iter() {
                     let mut found = None;
-                    if let Some(index) = index {
-                        let candidates = search.candidates(index);
-                        let Asked { sql, params, settings } = search.by(index, candidates);
+                    if let Some(route) = route {
+                        let Asked { sql, params, settings } = search.along(route);
                         at.set(&settings).await?;
-                        found =
-                            search.judge(index, candidates, &at.dynamic(&sql, &params).await?)?;
+                        found = search.judge(route, &at.dynamic(&sql, &params).await?)?;
                     }
                     if found.is_none() {
                         let Asked { sql, params, settings } = search.exactly(since);
@@ -329,13 +391,12 @@ impl Store {
     }
 
     async fn nearest_now(&self, caller: &Caller, search: &Nearest) -> Result<(Found, i64)> {
-        if let Some(index) = self.route(caller, search).await? {
-            let candidates = search.candidates(&index);
+        if let Some(route) = self.route(caller, search).await? {
             // Its text depends on the index only, of which there are few as a rule.
             let common = !search.is_filtered && search.but.is_none() && self.indexes.are_few();
-            match self.look(caller, search, search.by(&index, candidates), common).await {
+            match self.look(caller, search, search.along(&route), common).await {
                 Ok(Glance { rows, head, .. }) => {
-                    if let Some(found) = search.judge(&index, candidates, &rows)? {
+                    if let Some(found) = search.judge(&route, &rows)? {
                         return Ok((found, head));
                     }
                 }
@@ -368,8 +429,8 @@ impl Store {
         Ok(glance)
     }
 
-    /// The index to search by, if that is better than looking at what the filter leaves.
-    async fn route(&self, caller: &Caller, search: &Nearest) -> Result<Option<Arc<Index>>> {
+    /// The index to search by and how, if that is better than looking at what the filter leaves.
+    async fn route(&self, caller: &Caller, search: &Nearest) -> Result<Option<Route>> {
         let Some(index) = self.index_of(caller, &search.space).filter(|_| !search.how.exact) else {
             return Ok(None);
         };
@@ -377,12 +438,14 @@ impl Store {
             return Ok(None);
         }
         if search.how.is_wanted() || !search.is_filtered {
-            return Ok(Some(index));
+            let candidates = search.candidates(&index);
+            return Ok(Some(Route { index, way: Way::Walk, candidates }));
         }
         let (sql, params) = search.sample(&index);
         let Some(part) = self.part_left(caller, sql, params).await? else { return Ok(None) };
-        let candidates = search.candidates(&index);
-        Ok(plan::is_index_better(index.rows, part, candidates).then_some(index))
+        let candidates = search.candidates_of(&index, part);
+        let way = plan::way(index.codes, index.rows, part, candidates);
+        Ok(way.map(|way| Route { index, way, candidates }))
     }
 
     /// What part of an index's codes a filter leaves, by a statement that counts those `seen` and those `matching` in a

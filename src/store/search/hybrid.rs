@@ -412,9 +412,9 @@ WHERE s.slice < 4096 AND s.slice < {slices}",
     /// How many candidates an index is asked for. Several may be of one hit, so twice as many as for that many
     /// embeddings.
     fn most(&self, near: &Near, index: &Index) -> i64 {
-        near.how
-            .candidates
-            .unwrap_or_else(|| plan::candidates(index, 2 * self.fusion.leg_limit, false))
+        near.how.candidates.unwrap_or_else(|| {
+            plan::candidates(index.codes, index.rows as f64, 2 * self.fusion.leg_limit, false)
+        })
     }
 
     /// What an indexed statement found, or `None` where its vector leg has less than there may be.
@@ -662,6 +662,6 @@ impl Store {
         let (sql, params) = hybrid.sample(near, &index);
         let Some(part) = self.part_left(caller, sql, params).await? else { return Ok(None) };
         let most = hybrid.most(near, &index);
-        Ok(plan::is_index_better(index.rows, part, most).then_some(index))
+        Ok(plan::is_walk_better(index.rows, part, most).then_some(index))
     }
 }

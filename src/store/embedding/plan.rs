@@ -22,6 +22,9 @@ const ROW_US: f64 = 0.1;
 /// Up to so many codes a graph stays in the processor's caches; four times as many make a point twice as dear.
 const CACHED_ROWS: f64 = 250_000.0;
 
+/// More keys than that are not brought together for a scan of their codes: they take 16 bytes each.
+const SCAN_MAX: f64 = 2_000_000.0;
+
 /// pgvector's own most.
 const EF_SEARCH_MAX: i64 = 1000;
 const EF_SEARCH_MIN: i64 = 200;
@@ -139,7 +142,7 @@ pub(super) fn way(codes: i16, rows: i64, selectivity: f64, candidates: i64) -> O
     let scan_us = rows as f64 * ROW_US + left * CODE_US + looked_at * VECTOR_US;
     let walk_us = walk_us(rows, selectivity, candidates);
     // Of other codes there is as much to read as of vectors.
-    let (way, us) = match codes == BINARY && scan_us < walk_us {
+    let (way, us) = match codes == BINARY && left <= SCAN_MAX && scan_us < walk_us {
         true => (Way::Scan, scan_us),
         false => (Way::Walk, walk_us),
     };
@@ -187,14 +190,15 @@ mod tests {
         assert_eq!(ways(BINARY, 20_000), [walk, scan, None, None]);
         // There is no less to read of these codes than of the vectors.
         assert_eq!(ways(FLOAT16, 1_000_000), [walk, walk, None, None]);
-        assert_eq!(ways(FLOAT16, 2_000), [None; 4]);
+        assert_eq!(ways(FLOAT16, 2_000), [walk, None, None, None]);
     }
 
     #[test]
     fn a_walk_that_would_end_early_is_not_begun() {
         assert!(is_walk_better(i64::MAX, 0.01, 1_000));
         assert!(!is_walk_better(i64::MAX, 0.0001, 1_000));
-        assert_eq!(way(BINARY, 1 << 40, 0.0001, 1_000), Some(Way::Scan));
+        assert_eq!(way(BINARY, 1_000_000_000, 0.001, 1_000), Some(Way::Scan));
+        assert_eq!(way(BINARY, 10_000_000_000, 0.001, 1_000), None);
     }
 
     #[test]

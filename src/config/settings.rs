@@ -363,7 +363,7 @@ settings! {
         blob_in_flight_bytes: usize = n(64 * MIB), number(8 * MIB, 1024 * GIB), "bytes",
             "How many bytes of blobs are in memory at once, whatever the number of streams; more streams wait.";
         blob_part_bytes: usize = n(8 * MIB), number(5 * MIB, 512 * MIB), "bytes",
-            "A longer blob goes to the store in parts of this size; stores take at most 10,000 parts.";
+            "A longer blob goes to the store in parts of this size, on a local disk of 2 MiB; stores take at most 10,000 parts.";
         blob_put_concurrency: usize = n(2), number(1, 64), "parts",
             "How many parts of one blob go to the store at once; each takes its size of blob_in_flight_bytes.";
         blob_idle_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",

@@ -8,5 +8,7 @@ BEGIN
   END IF;
 END
 $$;
+DROP TRIGGER drop_content ON casebook.blob;
+DROP FUNCTION casebook.drop_blob_content();
 DROP VIEW wall.blob_content;
 DROP TABLE casebook.blob_content;

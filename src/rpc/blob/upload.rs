@@ -35,7 +35,7 @@ const LINGER: Duration = Duration::from_secs(10);
 const LINGER_BYTES: usize = 16 << 20;
 /// How long removing an upload that failed may take before it is left to the reaper.
 const ABANDON_TIME: Duration = Duration::from_secs(30);
-/// A part that has not come by then keeps no more of the budget than what has come of it, and a chunk.
+/// A part of which next to nothing has come by then keeps nothing of the budget until more comes.
 const SLOW: Duration = Duration::from_secs(2);
 /// Smaller chunks are copied together.
 const COPY_BELOW_BYTES: usize = 64 << 10;
@@ -265,26 +265,35 @@ impl Work {
             further_max += further.min(WAITING_MAX_BYTES) as u64;
         }
         let first = announced.size_bytes.unwrap_or(first_max).saturating_add(beside);
-        let mut share = blobs.budget.begin(first.clamp(1, first_max)).await?;
-        // Less than was asked for where that is more than there is.
-        let mut most = share.size_bytes();
+        let mut part_max = first.clamp(1, first_max);
+        let mut share = Some(blobs.budget.begin(part_max).await?);
         let mut slow_from = Instant::now() + SLOW;
         let (mut gathered, mut hashing, mut size_bytes) =
             (Gathered::default(), Hashing::default(), 0u64);
         loop {
-            // What the part takes while the next chunk is waited for, if that is long.
-            let least = |gathered: &Gathered, most: u64| {
-                most.min(gathered.len as u64 + limits.chunk_max as u64 + beside)
-            };
             let mut next = std::pin::pin!(chunks.next());
             let chunk = match timeout_at(slow_from, &mut next).await {
                 Ok(chunk) => chunk,
                 Err(_) => {
-                    share.shrink(least(&gathered, most));
+                    if size_bytes == 0
+                        && let Some(digest) = &announced.digest
+                        && let Some(there) = work.there(digest, announced.size_bytes).await?
+                    {
+                        return Ok(work.known(announced, there).await?);
+                    }
+                    // Whoever sends next to nothing keeps nothing from others. What has come is little; and whoever has
+                    // brought more keeps the whole share, because to wait for one while others wait for what it has
+                    // would be to wait for each other.
+                    if gathered.len <= COPY_BELOW_BYTES {
+                        share = None;
+                    }
                     next.await
                 }
             };
             let Some(mut chunk) = chunk? else { break };
+            if share.is_none() {
+                share = Some(blobs.budget.begin(part_max).await?);
+            }
             size_bytes += chunk.len() as u64;
             if let Some(said) = announced.size_bytes.filter(|said| size_bytes > *said) {
                 return Err(wrong_size(said, "there are more").into());
@@ -297,21 +306,23 @@ impl Work {
                 if gathered.len == whole(stream.is_none()) {
                     // There is more, so this is not the last part.
                     let full = std::mem::take(&mut gathered).pieces();
-                    let its_share = Arc::new(share);
+                    let Some(its_share) = share.take().map(Arc::new) else {
+                        return Err(Error::internal("a part without its share").into());
+                    };
                     hashing.hold(&its_share);
                     work.send(blobs, announced, stream, full, false, its_share).await?;
-                    share = blobs.budget.take(further_max).await?;
-                    most = share.size_bytes();
+                    part_max = further_max;
+                    share = Some(blobs.budget.take(part_max).await?);
                     slow_from = Instant::now() + SLOW;
                 }
                 let room = whole(stream.is_none()) - gathered.len;
                 gathered.add(chunk.split_to(room.min(chunk.len())));
             }
-            let wanted = least(&gathered, most).saturating_sub(share.size_bytes());
-            if wanted > 0 {
-                share.join(blobs.budget.take(wanted).await?);
-            }
         }
+        let share = match share {
+            Some(share) => share,
+            None => blobs.budget.take((gathered.len as u64).max(1)).await?,
+        };
         let share = Arc::new(share);
         if size_bytes == 0
             && let Some(digest) = &announced.digest

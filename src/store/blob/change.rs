@@ -253,7 +253,7 @@ pub async fn keep_all(tx: &Tx<'_>, keeps: &[(&Keep, &Caller)]) -> Result<Vec<Out
 
     let (mut settled, mut condemned, mut saved) = (Vec::new(), Vec::new(), Vec::new());
     let mut replaced: (Vec<Uuid>, Vec<String>) = Default::default();
-    let (mut contents, mut dropped) = (Vec::new(), Vec::new());
+    let mut contents = Vec::new();
     let mut written = rows.into_iter().zip(inserted);
     let mut outcomes = Vec::with_capacity(keeps.len());
     for given in keeps {
@@ -292,9 +292,7 @@ pub async fn keep_all(tx: &Tx<'_>, keeps: &[(&Keep, &Caller)]) -> Result<Vec<Out
             continue;
         }
         // The right bytes have come for a blob that had lost them.
-        if blob.is_inline() {
-            dropped.push(blob.meta.uid);
-        } else {
+        if !blob.is_inline() {
             replaced.0.push(Uuid::now_v7());
             replaced.1.push(blob.store_key.clone());
         }
@@ -311,7 +309,6 @@ pub async fn keep_all(tx: &Tx<'_>, keeps: &[(&Keep, &Caller)]) -> Result<Vec<Out
         outcomes.push(Outcome::Done { answer, entries, shown: Vec::new() });
     }
     tx.save(&saved).await?;
-    content::drop_all(tx, dropped).await?;
     content::set(tx, contents).await?;
     if !settled.is_empty() {
         tx.run(&SETTLE, &(settled,)).await?;
@@ -386,7 +383,7 @@ pub fn rewrapped(blob: &Blob, wrapped: WrappedKey) -> Modify<Blob> {
     }
 }
 
-/// The state of a blob when it is deleted: bytes in the database go with it.
+/// The state of a blob when it is deleted: bytes in the database go with it, by a trigger.
 fn erased(blob: &Blob) -> i16 {
     if blob.is_inline() { ERASED } else { ERASING }
 }
@@ -467,7 +464,6 @@ impl Change for Erase {
                 .collect();
             let mut results = modify_all(tx, &free).await?.into_iter();
             let mut condemned: (Vec<Uuid>, Vec<String>, Vec<Option<Uuid>>) = Default::default();
-            let mut dropped = Vec::new();
             let mut outcomes = Vec::with_capacity(changes.len());
             for (Applied { change, .. }, refused) in changes.iter().zip(refused) {
                 if let Some(error) = refused {
@@ -477,9 +473,7 @@ impl Change for Erase {
                 let result = results.next();
                 outcomes.push(match result {
                     Some(Ok(Some((blob, _)))) => {
-                        if blob.is_inline() {
-                            dropped.push(blob.meta.uid);
-                        } else {
+                        if !blob.is_inline() {
                             condemned.0.push(change.uid);
                             condemned.1.push(blob.store_key.clone());
                             condemned.2.push(Some(blob.meta.uid));
@@ -494,7 +488,6 @@ impl Change for Erase {
                     None => return Err(Error::internal("a deletion without a result")),
                 });
             }
-            content::drop_all(tx, dropped).await?;
             if !condemned.0.is_empty() {
                 let (uids, keys, blobs) = condemned;
                 let own_ms = OWN_TIME.as_millis() as i64;
@@ -531,8 +524,7 @@ pub async fn erase_free(tx: &Tx<'_>, uids: Vec<Uuid>, author: &str) -> Result<Ve
         advance(blob, author, tx.now);
     }
     tx.save(&free).await?;
-    let (inline, stored): (Vec<&Blob>, Vec<&Blob>) = free.iter().partition(|blob| blob.is_inline());
-    content::drop_all(tx, inline.iter().map(|blob| blob.meta.uid).collect()).await?;
+    let stored: Vec<&Blob> = free.iter().filter(|blob| !blob.is_inline()).collect();
     if !stored.is_empty() {
         let intents = stored.iter().map(|_| Uuid::now_v7()).collect();
         let keys = stored.iter().map(|blob| blob.store_key.clone()).collect();

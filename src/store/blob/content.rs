@@ -40,7 +40,6 @@ queries! { "blob_content" {
         "INSERT INTO blob_content (blob_uid, bytes) \
          SELECT u.blob_uid, u.bytes FROM unnest($1::uuid[], $2::bytea[]) AS u (blob_uid, bytes) \
          ON CONFLICT (tenant_id, blob_uid) DO UPDATE SET bytes = EXCLUDED.bytes";
-    DROP(Vec<Uuid>) -> () = "DELETE FROM blob_content WHERE blob_uid = ANY($1)";
     OF(Vec<Uuid>) -> Content = "SELECT {*} FROM blob_content WHERE blob_uid = ANY($1)";
 } }
 
@@ -56,14 +55,6 @@ pub(super) async fn set(tx: &Tx<'_>, all: Vec<(Uuid, Vec<u8>)>) -> Result<()> {
     if !all.is_empty() {
         let (blobs, bytes) = all.into_iter().unzip();
         tx.run(&SET, &(blobs, bytes)).await?;
-    }
-    Ok(())
-}
-
-/// Deletes the bytes of blobs that are locked.
-pub(super) async fn drop_all(tx: &Tx<'_>, blobs: Vec<Uuid>) -> Result<()> {
-    if !blobs.is_empty() {
-        tx.run(&DROP, &(blobs,)).await?;
     }
     Ok(())
 }
@@ -183,8 +174,8 @@ impl Change for MoveOut {
                 saved.push(blob.clone());
                 outcomes.push(Outcome::Done { answer: blob, entries, shown: Vec::new() });
             }
+            // Those in the database go by a trigger.
             tx.save(&saved).await?;
-            drop_all(tx, saved.iter().map(|blob| blob.meta.uid).collect()).await?;
             if !settled.is_empty() {
                 tx.run(&SETTLE, &(settled,)).await?;
             }

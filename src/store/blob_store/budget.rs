@@ -70,27 +70,6 @@ impl Budget {
 }
 
 impl Share {
-    /// What it counts.
-    pub fn size_bytes(&self) -> u64 {
-        self.size_bytes.unsigned_abs()
-    }
-
-    /// Gives back what is more than so many bytes.
-    pub fn shrink(&mut self, size_bytes: u64) {
-        let more = self.size_bytes().saturating_sub(size_bytes) / UNIT_BYTES * UNIT_BYTES;
-        if more > 0 {
-            drop(self.split(more));
-        }
-    }
-
-    /// Takes another share in.
-    pub fn join(&mut self, mut other: Self) {
-        if let Some(permit) = other.permit.split(other.permit.num_permits()) {
-            self.permit.merge(permit);
-            self.size_bytes += std::mem::take(&mut other.size_bytes);
-        }
-    }
-
     /// So many bytes of it as a share of their own, or as many as there are.
     pub fn split(&mut self, size_bytes: u64) -> Option<Self> {
         let most = self.permit.num_permits();
@@ -142,23 +121,5 @@ mod tests {
         assert!(budget.take(4 << 10).await.is_err());
         drop(all);
         assert_eq!(gauge.get(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_share_shrinks_and_grows() {
-        let gauge = Gauge::default();
-        let budget = Budget::new(8 << 10, Duration::from_millis(50), gauge.clone());
-        let mut share = budget.take(8 << 10).await.unwrap();
-        share.shrink(2500);
-        // Whole units are counted.
-        assert_eq!((share.size_bytes(), gauge.get()), (3 << 10, 3 << 10));
-        share.shrink(9 << 10);
-        assert_eq!(share.size_bytes(), 3 << 10);
-        share.join(budget.take(5 << 10).await.unwrap());
-        assert_eq!((share.size_bytes(), gauge.get()), (8 << 10, 8 << 10));
-        assert!(budget.take(1).await.is_err());
-        drop(share);
-        assert_eq!(gauge.get(), 0);
-        drop(budget.take(8 << 10).await.unwrap());
     }
 }

@@ -121,6 +121,13 @@ async fn what_was_said_is_held_to_and_nothing_stays_of_what_is_refused() {
         let answer = send(&me, vec![first, chunk(&given)]).await.unwrap();
         assert!(answer.deduplicated);
     }
+    // Whoever waits for the answer before it sends anything gets one.
+    let (sender, received) = tokio::sync::mpsc::channel(1);
+    sender.send(say(Some(1000), &given)).await.unwrap();
+    let waiting = tokio_stream::wrappers::ReceiverStream::new(received);
+    let answer = ok!(me.blobs().upload_blob(waiting));
+    assert!(answer.deduplicated);
+    drop(sender);
     let all = vec![say(Some(1000), &given), chunk(&bytes(711, 1000))];
     let status = send(&me, all).await.unwrap_err();
     assert_eq!(reason(&status), "DIGEST_MISMATCH");
@@ -178,6 +185,34 @@ async fn a_deletion_takes_the_bytes_with_it_at_once() {
     let intents = "SELECT count(*) FROM casebook.blob_intent";
     assert_eq!(database.query_one(intents, &[]).await.unwrap().get::<_, i64>(0), 0);
     drop(database);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_small_upload_under_a_key_is_the_object_with_its_bytes() {
+    let (world, folder) = on_disk(&[INLINE]).await;
+    let me = world.anonymous();
+    let given = [bytes(725, 1000), bytes(726, 2000)];
+    let under = |key: &str| {
+        let object = pb::PutObjectRequest { key: key.into(), ..Default::default() };
+        move |header: &mut pb::UploadHeader| header.object = Some(object)
+    };
+    for given in &given {
+        let answer = send(&me, messages(given, under("notes/one"))).await.unwrap();
+        assert_eq!(answer.object.unwrap().storage_backend, "database");
+        let object = pb::ObjectVersionRef { key: "notes/one".into(), ..Default::default() };
+        let request = pb::DownloadBlobRequest { object: Some(object), ..Default::default() };
+        assert!(download(&me, request).await.unwrap().1 == *given);
+    }
+    // What its key refuses is not kept either.
+    let new = |header: &mut pb::UploadHeader| {
+        under("notes/one")(header);
+        header.object.as_mut().unwrap().if_none_match = true;
+    };
+    let status = send(&me, messages(&bytes(727, 1000), new)).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists, "{status:?}");
+    assert_eq!(contents(&world).await.len(), 2);
+    is_consistent(&world.superuser().await, folder.path()).await;
     world.close().await;
 }
 

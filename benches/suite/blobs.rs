@@ -374,9 +374,7 @@ impl Case<'_> {
                 wanted: Wanted::AtLeast,
                 target: 0.7,
                 ours: (
-                    format!(
-                        "UploadBlob of 4 KiB, {IN_FLIGHT} callers, onto the local disk, with fsync"
-                    ),
+                    format!("UploadBlob of 4 KiB, {IN_FLIGHT} callers, into the database"),
                     self.client(&server, ours, IN_FLIGHT),
                 ),
                 theirs: (

@@ -251,7 +251,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
     migrator.up().await?;
     migrator.let_service_log_in().await?;
     drop(migrator);
-    let measured = served(arguments, &source, &embedded).await;
+    let postmaster = folder.path().join("data/postgres/postmaster.pid");
+    let measured = served(arguments, &source, &embedded, &postmaster).await;
     embedded.stop().await?;
     measured
 }
@@ -260,7 +261,12 @@ async fn run(arguments: &Arguments) -> Result<()> {
 const SETTINGS: [(&str, &str); 3] =
     [("shared_buffers", "4GB"), ("max_wal_size", "4GB"), ("max_connections", "200")];
 
-async fn served(arguments: &Arguments, source: &Source, embedded: &Embedded) -> Result<()> {
+async fn served(
+    arguments: &Arguments,
+    source: &Source,
+    embedded: &Embedded,
+    postmaster: &Path,
+) -> Result<()> {
     let config = embedded.config();
     let Some(Host::Unix(socket)) = config.get_hosts().first() else {
         return Err("the embedded PostgreSQL has no socket".into());
@@ -293,7 +299,7 @@ async fn served(arguments: &Arguments, source: &Source, embedded: &Embedded) -> 
         let _ = stopped.await;
     }));
     let measured = tokio::select! {
-        measured = measure(arguments, source, &address) => measured,
+        measured = measure(arguments, source, &address, postmaster) => measured,
         _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
     };
     let _ = stop.send(());
@@ -316,7 +322,12 @@ impl Folder {
     }
 }
 
-async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Result<()> {
+async fn measure(
+    arguments: &Arguments,
+    source: &Source,
+    address: &str,
+    postmaster: &Path,
+) -> Result<()> {
     let channel = tonic::transport::Endpoint::from_shared(address.to_owned())?.connect().await?;
     let mut vectors = Vectors::new(channel.clone()).max_decoding_message_size(64 << 20);
     let mut spaces = Spaces::new(channel.clone());
@@ -340,15 +351,15 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
     let rows = source.rows();
     say(format!("# {rows} {what}, {} dimensions, COSINE\n", source.dimensions()));
     say(format!(
-        "Of {} searches for {TOP_K} through one client, one after another, warm. Recall is the part of the right answers, which the bench reckons by itself.\n",
+        "Of {} searches for {TOP_K} through one client, one after another, warm. Recall is the part of the right answers, which the bench reckons by itself. Memory is that of all processes of PostgreSQL after those searches, its buffers among it.\n",
         arguments.searches
     ));
     let now = casebook::store::canonical::rfc3339(std::time::SystemTime::now());
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let settings = SETTINGS.map(|(name, value)| format!("{name} = {value}")).join(", ");
     say(format!("Taken {now} on {cores} cores, {settings}.\n"));
-    say("| index | filter | recall | p50 ms | p95 ms | p99 ms | exact p50 ms | by index |".into());
-    say("|---|---|---|---|---|---|---|---|".into());
+    say("| index | filter | recall | p50 ms | p95 ms | p99 ms | exact p50 ms | by index | memory MB |".into());
+    say("|---|---|---|---|---|---|---|---|---|".into());
     let mut sizes = Vec::new();
     for kind in &arguments.kinds {
         let index = parse(kind)?;
@@ -403,7 +414,8 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
                 return Err(format!("exact searches by {filter:?} are not exact").into());
             }
             let found = search(arguments, source, &mut vectors, filter, None, kind).await?;
-            say(line(kind, name, truth, &exact, &found));
+            let memory_mb = memory_bytes(postmaster)? as f64 / 1e6;
+            say(format!("{} {memory_mb:.0} |", line(kind, name, truth, &exact, &found)));
         }
     }
     say(String::new());
@@ -419,6 +431,27 @@ async fn measure(arguments: &Arguments, source: &Source, address: &str) -> Resul
         std::fs::write(path, out)?;
     }
     Ok(())
+}
+
+/// What a PostgreSQL has in memory, what its processes share counted once. The file names the first of them.
+fn memory_bytes(postmaster: &Path) -> Result<u64> {
+    let text = std::fs::read_to_string(postmaster)?;
+    let first = text.lines().next().unwrap_or_default().trim().to_owned();
+    let mut kib = 0;
+    for entry in std::fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        // Behind the name, which may hold anything: state, parent.
+        let stat = read("stat");
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if folder.ends_with(&first) || parent == Some(&first) {
+            let rollup = read("smaps_rollup");
+            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let pss = pss.and_then(|pss| pss.split_whitespace().next());
+            kib += pss.and_then(|pss| pss.parse::<u64>().ok()).unwrap_or_default();
+        }
+    }
+    Ok(1024 * kib)
 }
 
 fn parse(kind: &str) -> Result<pb::VectorIndex> {

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 /// What the blob of a bundle is.
 const CONTENT_TYPE: &str = "application/json";
 /// How often a bundle is tried whose blob is deleted while it is created.
-const TRIES: usize = 3;
+pub(super) const TRIES: usize = 3;
 
 #[tonic::async_trait]
 impl pb::evidence_service_server::EvidenceService for Api {
@@ -191,7 +191,7 @@ impl Api {
     }
 
     /// Sees to it that the bytes of a bundle are in the store, or ready for the database, and says where.
-    async fn bring(
+    pub(super) async fn bring(
         &self,
         work: &Work,
         change: &CreateEvidenceBundle,

@@ -1,16 +1,28 @@
 //! TransactionService: several writes as one.
 
+use super::blob::Work;
+use super::evidence::TRIES;
 use super::resource::{Ask, ask_within};
-use super::wire::{self, Fields};
-use super::{Answer, Api};
+use super::wire::{self, Fields, Write};
+use super::{Answer, Api, open};
 use crate::pb;
 use crate::pb::execute_transaction_request::Operation as Item;
 use crate::pb::execute_transaction_request::operation::Operation;
+use crate::store::blob::{Attempt, Blob};
+use crate::store::caller::Caller;
 use crate::store::change::OnConflict;
+use crate::store::evidence_bundle::{Bytes, CreateEvidenceBundle};
+use crate::store::noun::Noun as _;
 use crate::store::transaction::{Step, Transaction};
 use crate::store::write::Shown;
-use std::collections::BTreeSet;
+use crate::{Error, Result};
+use futures_util::stream::{self, StreamExt as _};
+use std::collections::{BTreeSet, HashSet};
 use tonic::{Request, Response};
+use tracing::Instrument as _;
+
+/// Bundles whose bytes are put at once.
+const BUNDLES_AT_ONCE: usize = 8;
 
 #[tonic::async_trait]
 impl pb::transaction_service_server::TransactionService for Api {
@@ -18,7 +30,17 @@ impl pb::transaction_service_server::TransactionService for Api {
         &self,
         request: Request<pb::ExecuteTransactionRequest>,
     ) -> Answer<pb::ExecuteTransactionResponse> {
-        let (left, receipt) = self.write(request).await?;
+        let (caller, request) = open(request)?;
+        let write = self.ask(request, &caller).await?;
+        let (left, receipt) = if write.change.bundles().next().is_none() {
+            self.write_as(caller, write).await?
+        } else {
+            self.blobs()?;
+            let api = self.clone();
+            // In a task of its own: when the caller goes away its call is dropped, and what it has brought must go.
+            let task = async move { api.write_with_bundles(caller, write).await };
+            tokio::spawn(task.in_current_span()).await.map_err(Error::internal)??
+        };
         let result = |left: Option<Shown>| match left {
             Some(Shown { kind, id, uid: _, version }) => {
                 pb::ResourceRef { kind: wire::kind_number(kind).into(), id, version }
@@ -27,6 +49,104 @@ impl pb::transaction_service_server::TransactionService for Api {
         };
         let results = left.into_iter().map(result).collect();
         Ok(Response::new(pb::ExecuteTransactionResponse { results, receipt }))
+    }
+}
+
+/// What each step left, and the receipt of all.
+type Left = (Vec<Option<Shown>>, Option<pb::WriteReceipt>);
+
+/// What was put for a bundle, and the digest of that.
+type Put = (String, Attempt);
+
+impl Api {
+    /// Puts the bytes of the bundles, unless the tenant has them, and then makes all changes.
+    async fn write_with_bundles(&self, caller: Caller, write: Write<Transaction>) -> Result<Left> {
+        let Write { change, options } = write;
+        let work = Work { api: self.clone(), caller: caller.clone() };
+        let mut tries = 0..TRIES;
+        loop {
+            let is_last = tries.next().is_none_or(|n| n + 1 == TRIES);
+            let mut transaction = change.clone();
+            let mut put = Vec::new();
+            let brought = if options.validate_only {
+                change.bundles().for_each(|(place, _)| transaction.set_bytes(place, Bytes::Spared));
+                Ok(())
+            } else {
+                self.bring_all(&work, &mut transaction, &mut put).await
+            };
+            let written = match brought {
+                Ok(()) => self.store.write(caller.clone(), options.clone(), transaction).await,
+                Err(error) => Err(error),
+            };
+            self.let_go(&work, put, written.is_ok()).await;
+            match written {
+                // It was deleted since we looked: now it is to be brought.
+                Err(error) if is_blob_gone(&error) && !is_last => {}
+                written => {
+                    let (left, receipt) = written?;
+                    return Ok((left, self.receipt(&caller, receipt)?));
+                }
+            }
+        }
+    }
+
+    /// Sees to it that the bytes of all bundles are in the store, or ready for the database. What was put is told even
+    /// where something failed.
+    async fn bring_all(
+        &self,
+        work: &Work,
+        transaction: &mut Transaction,
+        put: &mut Vec<Put>,
+    ) -> Result<()> {
+        let mut digests = HashSet::new();
+        // Of several with the same bytes the first brings them, and those behind it find them there.
+        let firsts: Vec<(usize, CreateEvidenceBundle)> = transaction
+            .bundles()
+            .filter(|(_, bundle)| digests.insert(bundle.row.digest.clone()))
+            .map(|(place, bundle)| (place, bundle.clone()))
+            .collect();
+        let mut brought = stream::iter(firsts)
+            .map(async |(place, bundle)| {
+                let brought = self.bring(work, &bundle).await;
+                (place, bundle.row.digest, brought)
+            })
+            .buffered(BUNDLES_AT_ONCE);
+        let mut all = Ok(());
+        while let Some((place, digest, brought)) = brought.next().await {
+            match brought {
+                Ok((bytes, attempt)) => {
+                    put.extend(attempt.map(|attempt| (digest, attempt)));
+                    transaction.set_bytes(place, bytes);
+                }
+                Err(error) => all = all.and(Err(transaction.at(place, error))),
+            }
+        }
+        all
+    }
+
+    /// Removes what was put and no blob keeps: all of it where the transaction was refused.
+    async fn let_go(&self, work: &Work, put: Vec<Put>, is_written: bool) {
+        for (digest, attempt) in put.into_iter().filter(|(_, attempt)| !attempt.is_inline) {
+            let is_left = match is_written {
+                false => true,
+                // Another's bytes were kept, or those of an earlier call. Where that cannot be told, the reaper will.
+                true => match self.store.get::<Blob>(&work.caller, &digest).await {
+                    Ok(blob) => blob.store_key != attempt.store_key,
+                    Err(_) => false,
+                },
+            };
+            if is_left {
+                work.abandon(&attempt, "", false);
+            }
+        }
+    }
+}
+
+fn is_blob_gone(error: &Error) -> bool {
+    match error {
+        Error::NotFound { kind, .. } => *kind == Blob::KIND,
+        Error::Within { error, .. } => is_blob_gone(error),
+        _ => false,
     }
 }
 
@@ -86,6 +206,14 @@ fn read(fields: &mut Fields, item: Item, on_conflict: OnConflict) -> Option<Step
         DeleteTrainingExample "delete_training_example" OnConflict::Fail;
         UpsertEmbedding "upsert_embedding" OnConflict::Replace;
         DeleteEmbedding "delete_embedding" OnConflict::Fail;
+        CreateEvidenceBundle "create_evidence_bundle" on_conflict;
+        DeleteEvidenceBundle "delete_evidence_bundle" OnConflict::Fail;
+        AttachBlob "attach_blob" on_conflict;
+        DetachBlob "detach_blob" OnConflict::Fail;
+        PutObject "put_object" OnConflict::Fail;
+        CopyObject "copy_object" OnConflict::Fail;
+        RollbackObject "rollback_object" OnConflict::Fail;
+        DeleteObject "delete_object" OnConflict::Fail;
     }
 }
 

@@ -2,23 +2,26 @@
 
 use super::caller::Caller;
 use super::embedding::{Embedding, own_id};
+use super::evidence_bundle::{Bytes, CreateEvidenceBundle};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
 use super::write::{AnyChange, Applied, Change, Embeddings, Outcome, RowKey, Shown, Tx};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// One of the changes, whatever its type is.
+#[derive(Clone)]
 pub struct Step {
-    change: Box<dyn AnyChange>,
+    change: Arc<dyn AnyChange>,
     /// Where it stands in the request: `operations[3].create_claim`.
     at: String,
 }
 
 impl Step {
     pub fn new<C: Change>(change: C, at: String) -> Self {
-        Self { change: Box::new(change), at }
+        Self { change: Arc::new(change), at }
     }
 
     /// The kind and id of the resource that it makes or changes; of several the first.
@@ -27,8 +30,33 @@ impl Step {
     }
 }
 
+#[derive(Clone)]
 pub struct Transaction {
     pub steps: Vec<Step>,
+}
+
+impl Transaction {
+    /// The bundles of evidence that it creates, each with the place of its step.
+    pub fn bundles(&self) -> impl Iterator<Item = (usize, &CreateEvidenceBundle)> {
+        let steps = self.steps.iter().enumerate();
+        steps.filter_map(|(place, step)| Some((place, step.change.as_any().downcast_ref()?)))
+    }
+
+    /// An error of the step at that place.
+    pub fn at(&self, place: usize, error: Error) -> Error {
+        match self.steps.get(place) {
+            Some(step) => error.at(&step.at),
+            None => error,
+        }
+    }
+
+    /// Says where the bytes of such a bundle are.
+    pub fn set_bytes(&mut self, place: usize, bytes: Bytes) {
+        let Some(step) = self.steps.get_mut(place) else { return };
+        if let Some(bundle) = step.change.as_any().downcast_ref::<CreateEvidenceBundle>() {
+            step.change = Arc::new(CreateEvidenceBundle { bytes, ..bundle.clone() });
+        }
+    }
 }
 
 impl Change for Transaction {

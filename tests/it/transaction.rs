@@ -7,6 +7,8 @@ use casebook::pb;
 use pb::execute_transaction_request::Operation as Item;
 use pb::execute_transaction_request::operation::Operation;
 
+#[path = "transaction/evidence.rs"]
+mod evidence;
 #[path = "transaction/random.rs"]
 mod random;
 

@@ -1,12 +1,14 @@
 //! DecisionService: checks what callers send, names what the store shall do, and words the answers.
 
-use super::resource::{New, Resource, read_new};
+use super::resource::{New, Resource, read_delete, read_new};
 use super::wire::{self, Fields};
 use super::{Answer, Api, citation, json, open, page};
 use crate::pb;
 use crate::store::canonical::Json;
 use crate::store::change::{OnConflict, when_recorded};
-use crate::store::decision::{self, CreateDecisions, Decision, FINAL, GroupBy, NewDecision};
+use crate::store::decision::{
+    self, CreateDecisions, Decision, DeleteDecision, FINAL, GroupBy, NewDecision,
+};
 use crate::store::list::ListQuery;
 use crate::store::noun::Noun;
 use crate::{Error, Reason};
@@ -198,9 +200,17 @@ crate::requests! { Decision:
     batch_get BatchGetDecisionsRequest(decision_ids);
     list ListDecisionsRequest("decide_time" by [("decide_time", true)]);
     update UpdateDecisionRequest(decision);
-    delete DeleteDecisionRequest(decision_id);
     undelete UndeleteDecisionRequest(decision_id);
 }
+
+crate::requests!(@ask DeleteDecisionRequest -> DeleteDecision,
+|fields, on_conflict, decision_id, etag, allow_missing, force| {
+    use pb::ResourceKind::{Attachment, EvidenceBundle};
+    DeleteDecision {
+        hide: read_delete::<pb::Decision>(fields, decision_id, etag, allow_missing, on_conflict),
+        cited_as: (!force).then_some((EvidenceBundle.into(), Attachment.into())),
+    }
+});
 
 crate::requests!(@ask CreateDecisionRequest -> CreateDecisions, |fields, on_conflict, decision_id, decision| {
     CreateDecisions::new(vec![read_with_critics(fields, decision_id, decision, on_conflict)], on_conflict)

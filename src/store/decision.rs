@@ -7,17 +7,19 @@ use super::canonical::Json;
 use super::change::{
     Created, OnConflict, Placed, create_all, in_order_of, rows_of, stamp, when_recorded,
 };
-use super::child::{self, Child as _, Move, Moved, Parent};
+use super::child::{self, Child as _, Hide, Move, Moved, Parent};
 use super::critic_output::CriticOutput;
+use super::evidence::cited_parts;
 use super::evidence_bundle::EvidenceBundle;
 use super::filter::{Field, FieldKind, Params as Dynamic};
 use super::list::{ListQuery, Listing};
 use super::log::{Entry, LogRow};
 use super::noun::Noun;
 use super::r#override::Override;
-use super::write::{Applied, Change, Foreseen, Insert, Outcome, RowKey, Tx};
+use super::write::{Applied, Change, Embeddings, Foreseen, Insert, Outcome, RowKey, Tx};
 use crate::{Error, Result, noun};
 use futures_util::future::BoxFuture;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -285,6 +287,77 @@ impl Parent for Decision {
             moved.extend(child::move_children::<Attachment>(tx, moves).await?);
             Ok(moved)
         })
+    }
+}
+
+/// Deletes a decision with what belongs to it.
+pub struct DeleteDecision {
+    pub hide: Hide<Decision>,
+    /// The numbers by which decisions cite bundles and attachments, where it is refused if another one cites its own.
+    pub cited_as: Option<(i32, i32)>,
+}
+
+impl Change for DeleteDecision {
+    type Answer = Option<Decision>;
+
+    fn touches(&self, rows: &mut Vec<RowKey>) {
+        self.hide.touches(rows);
+    }
+
+    fn size_bytes(&self) -> usize {
+        0
+    }
+
+    fn about(&self) -> Vec<(&'static str, &str)> {
+        self.hide.about()
+    }
+
+    fn is_alone(&self) -> bool {
+        self.hide.is_alone()
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        self.hide.embeddings()
+    }
+
+    fn apply<'a>(
+        tx: &'a Tx<'a>,
+        changes: &'a [Applied<'a, Self>],
+    ) -> BoxFuture<'a, Result<Vec<Outcome<Option<Decision>>>>> {
+        Box::pin(async move {
+            let asked = changes.iter().filter_map(|a| Some((a.change.cited_as?, a.change.id())));
+            let (numbers, ids): (Vec<_>, Vec<_>) = asked.unzip();
+            let mut cited = match numbers.first() {
+                Some(numbers) => cited_parts(tx, ids, *numbers).await?,
+                None => HashMap::new(),
+            };
+            let refused: Vec<Option<Error>> = changes
+                .iter()
+                .map(|a| a.change.cited_as.and_then(|_| cited.remove(&a.change.id())))
+                .collect();
+            let free: Vec<Applied<'_, Hide<Decision>>> = changes
+                .iter()
+                .zip(&refused)
+                .filter(|(_, refused)| refused.is_none())
+                .map(|(a, _)| Applied { change: &a.change.hide, caller: a.caller })
+                .collect();
+            let mut hidden = Hide::apply(tx, &free).await?.into_iter();
+            let outcome = |refused: Option<Error>| match refused {
+                Some(error) => Ok(Outcome::Failed(error)),
+                None => hidden.next().ok_or_else(|| Error::internal("a deletion without a result")),
+            };
+            refused.into_iter().map(outcome).collect()
+        })
+    }
+
+    fn rebuild(&self, entries: &[LogRow]) -> Result<Option<Decision>> {
+        self.hide.rebuild(entries)
+    }
+}
+
+impl DeleteDecision {
+    fn id(&self) -> String {
+        self.hide.0.id.clone()
     }
 }
 

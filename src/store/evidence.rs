@@ -1,11 +1,13 @@
 //! What bundles and attachments have in common: they are added to a decision that is there, refer to a blob, and are not
 //! deleted by the way while a decision cites them.
 
+use super::attachment::Attachment;
 use super::blob::reference::let_go;
 use super::caller::Caller;
 use super::change::{Modify, OnConflict, stamp};
 use super::child::{Child, Hide, Parent};
 use super::decision::Decision;
+use super::evidence_bundle::EvidenceBundle;
 use super::legal_hold::{self, Leaving};
 use super::log::{self, LogRow};
 use super::noun::Noun;
@@ -27,6 +29,16 @@ row! {
     }
 }
 
+row! {
+    /// Another decision that cites a part of one, by the number of its kind.
+    pub struct CitedPart {
+        pub decision_id: String,
+        pub kind: i32,
+        pub id: String,
+        pub cited_by: String,
+    }
+}
+
 queries! { "evidence" {
     /// One of the decisions that name each of these in their evidence: (numbers of the kinds, ids). All of them are
     /// gathered: for the first of any, PostgreSQL would rather go through decisions that cite nothing.
@@ -36,6 +48,16 @@ queries! { "evidence" {
          WHERE d.delete_time IS NULL AND d.evidence <> '[]'::jsonb \
          AND d.evidence @> jsonb_build_array(jsonb_build_object('kind', u.kind, 'id', u.id))) AS c \
          WHERE c.ids IS NOT NULL ORDER BY u.n";
+    /// The evidence of decisions that others cite: (ids, numbers of bundles and of attachments).
+    CITED_PARTS(Vec<String>, i32, i32) -> CitedPart =
+        "SELECT u.id AS decision_id, p.kind, p.id, c.ids[1] AS cited_by FROM unnest($1::text[]) AS u (id) \
+         CROSS JOIN LATERAL (SELECT $2::int AS kind, b.id FROM evidence_bundle AS b \
+           WHERE b.decision_id = u.id AND b.delete_time IS NULL \
+           UNION ALL SELECT $3::int, a.id FROM attachment AS a WHERE a.decision_id = u.id AND a.delete_time IS NULL) AS p \
+         CROSS JOIN LATERAL (SELECT array_agg(d.id) AS ids FROM decision AS d \
+         WHERE d.delete_time IS NULL AND d.id <> u.id AND d.evidence <> '[]'::jsonb \
+         AND d.evidence @> jsonb_build_array(jsonb_build_object('kind', p.kind, 'id', p.id))) AS c \
+         WHERE c.ids IS NOT NULL";
 } }
 
 /// Of resources of one kind those that decisions cite, and what to tell who would delete them; asked by the number of the
@@ -53,17 +75,40 @@ pub async fn cited(
     let found = tx.run(&CITED, &params).await?;
     let refusal = |found: Cited| {
         let id = params.1.get(usize::try_from(found.n - 1).ok()?)?.clone();
-        let error = Error::Refused {
-            reason: Reason::Referenced,
-            message: format!(
-                "decision \"{}\" cites the {kind} \"{id}\" as evidence; deleting it all the same takes force",
-                found.decision_id
-            ),
-            metadata: vec![("kind", Decision::KIND.into()), ("id", found.decision_id)],
-        };
+        let error = is_cited(found.decision_id, kind, &id, "deleting it");
         Some((id, error))
     };
     Ok(found.into_iter().filter_map(refusal).collect())
+}
+
+/// Of decisions those whose evidence others cite, and what to tell who would delete them with it; asked by id and by the
+/// numbers of the kinds of bundles and attachments in citations.
+pub async fn cited_parts(
+    tx: &Tx<'_>,
+    ids: Vec<String>,
+    (bundles, attachments): (i32, i32),
+) -> Result<HashMap<String, Error>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found = tx.run(&CITED_PARTS, &(ids, bundles, attachments)).await?;
+    let refusal = |found: CitedPart| {
+        let CitedPart { decision_id, kind, id, cited_by } = found;
+        let kind = if kind == bundles { EvidenceBundle::KIND } else { Attachment::KIND };
+        let error = is_cited(cited_by, kind, &id, "deleting it with its decision");
+        (decision_id, error)
+    };
+    Ok(found.into_iter().map(refusal).collect())
+}
+
+fn is_cited(by: String, kind: &str, id: &str, what: &str) -> Error {
+    Error::Refused {
+        reason: Reason::Referenced,
+        message: format!(
+            "decision \"{by}\" cites the {kind} \"{id}\" as evidence; {what} all the same takes force"
+        ),
+        metadata: vec![("kind", Decision::KIND.into()), ("id", by)],
+    }
 }
 
 /// A part of a decision that stands for a blob.

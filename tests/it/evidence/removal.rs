@@ -268,10 +268,28 @@ async fn what_a_decision_cites_is_deleted_only_by_force() {
     );
     assert_eq!((&*info(&status)["kind"], &*info(&status)["id"]), ("decision", "citing"));
     fails!(me.evidence().detach_blob(detach("a")), FailedPrecondition, "REFERENCED");
+    // Nor do they go with the decision that has them, in a call of its own or in a transaction.
+    let whole =
+        fails!(me.decisions().delete_decision(delete("d")), FailedPrecondition, "REFERENCED");
+    assert_eq!((&*info(&whole)["kind"], &*info(&whole)["id"]), ("decision", "citing"));
+    let one = crate::transaction::execute(vec![
+        pb::execute_transaction_request::operation::Operation::DeleteDecision(delete("d")),
+    ]);
+    fails!(me.transactions().execute_transaction(one), FailedPrecondition, "REFERENCED");
     fails!(me.blobs().delete_blob(delete_blob(b"lone")), FailedPrecondition, "REFERENCED");
     assert!(ok!(me.evidence().get_decision_evidence(of("d"))).verified);
-    // A decision that is gone cites nothing.
+    let forced = pb::DeleteDecisionRequest { force: true, ..delete("d") };
+    ok!(me.decisions().delete_decision(forced));
+    ok!(me.decisions().undelete_decision(undelete("d")));
+    // What cites its own goes with it, and a decision that is gone cites nothing.
     ok!(me.decisions().delete_decision(delete("citing")));
+    let mut own = decision("DENY", 0.5);
+    own.evidence = vec![reference(EvidenceBundle, "own", 0)];
+    ok!(me.decisions().create_decision(create("own", own)));
+    ok!(me.evidence().create_evidence_bundle(bundle("own", "own")));
+    ok!(me.decisions().delete_decision(delete("own")));
+    ok!(me.decisions().delete_decision(delete("d")));
+    ok!(me.decisions().undelete_decision(undelete("d")));
     ok!(me.evidence().delete_evidence_bundle(delete_bundle("b")));
     ok!(me.evidence().undelete_evidence_bundle(undelete_bundle("b")));
     ok!(me.decisions().undelete_decision(undelete("citing")));

@@ -139,6 +139,14 @@ impl Config {
                     .into(),
             );
         }
+        if matches!(self.blob_store_url, Some(BlobUrl::Azure { .. }))
+            && self.azure_account.is_none()
+        {
+            problems.push(format!(
+                "blob_store_url ({}) is in Azure, and azure_account is not set: set it.",
+                self.said("blob_store_url"),
+            ));
+        }
         if self.blob_key.is_some() && self.blob_key_file.is_some() {
             problems.push(format!(
                 "blob_key ({}) and blob_key_file ({}) are both set: keep all keys in one place.",

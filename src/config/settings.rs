@@ -347,10 +347,14 @@ settings! {
             "Whether the bucket stands in the path of a request to S3, not in the host's name.";
         gcs_credentials: Option<PathBuf> = derived("those of the machine"), Kind::Path, "path",
             "The service account's JSON file for gs://; needs a build with the feature gcs.";
+        gcs_endpoint: Option<String> = derived("Google's own"), Kind::Endpoint, "URL",
+            "Another address of Cloud Storage, such as a private one; there are no signed URLs with it.";
         azure_account: Option<String> = derived("unset"), Kind::Text, "name",
             "The storage account of az://; needs a build with the feature azure.";
         azure_access_key: Option<Secret> = derived("that of the machine's identity"), Kind::Secret, "base64",
-            "The key of azure_account.";
+            "The key of azure_account; signed URLs need it.";
+        azure_endpoint: Option<String> = derived("https://<azure_account>.blob.core.windows.net"), Kind::Endpoint, "URL",
+            "Another address of azure_account, such as one of a sovereign cloud; Azurite's ends in the account.";
     }
 
     Limits {

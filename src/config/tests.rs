@@ -519,13 +519,14 @@ fn s3_has_the_names_of_two_systems() {
     for (url, feature, has) in
         [("gs://a", "gcs", cfg!(feature = "gcs")), ("az://a", "azure", cfg!(feature = "azure"))]
     {
-        let loaded = load(&[], &[("blob_store_url", url)]);
+        let loaded = load(&[], &[("blob_store_url", url), ("azure_account", "b")]);
         assert_eq!(loaded.is_ok(), has, "{url}");
         if let Err(error) = loaded {
             let said = error.to_string();
             assert!(said.contains("blob_store_url") && said.contains(feature), "{said}");
         }
     }
+    assert!(problem(load(&[], &[("blob_store_url", "az://a")])).contains("azure_account"));
 }
 
 #[test]

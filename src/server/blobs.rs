@@ -12,7 +12,7 @@ use crate::store::blob::reap::{self, ReapSettings};
 use crate::store::blob::scrub::{self, ScrubSettings};
 use crate::store::blob_store::BlobStore;
 use crate::store::blob_store::budget::Budget;
-use crate::store::blob_store::open::{BlobStoreSettings, Hidden, Location, S3};
+use crate::store::blob_store::open::{Azure, BlobStoreSettings, Gcs, Hidden, Location, S3};
 use crate::store::envelope::{KeyRing, KeySource};
 use crate::telemetry::Metrics;
 use crate::{Error, Result};
@@ -46,15 +46,19 @@ pub fn open(config: &Config, retry: RetrySettings, metrics: &Metrics) -> Result<
                 .zip(config.s3_secret_access_key.as_ref().map(hidden)),
             is_path_style: config.s3_path_style,
         }),
-        Some(BlobUrl::Gcs { bucket, prefix }) => {
-            Location::Gcs { bucket, prefix, credentials: config.gcs_credentials.clone() }
-        }
-        Some(BlobUrl::Azure { container, prefix }) => Location::Azure {
+        Some(BlobUrl::Gcs { bucket, prefix }) => Location::Gcs(Gcs {
+            bucket,
+            prefix,
+            endpoint: config.gcs_endpoint.clone(),
+            credentials: config.gcs_credentials.clone(),
+        }),
+        Some(BlobUrl::Azure { container, prefix }) => Location::Azure(Azure {
             container,
             prefix,
+            endpoint: config.azure_endpoint.clone(),
             account: config.azure_account.clone(),
             access_key: config.azure_access_key.as_ref().map(hidden),
-        },
+        }),
     };
     let timeout = Duration::from_millis(config.blob_request_timeout_ms);
     let settings = BlobStoreSettings { location, timeout, retry };
@@ -191,6 +195,10 @@ async fn look(
         let deadline = Instant::now() + FIRST_LOOK_MAX;
         if !is_known {
             is_known = first_look(Some(&store), &health).await;
+            if !is_known {
+                // A bucket that is not there answers all the same that something is not in it.
+                continue;
+            }
         }
         match store.check(deadline).await {
             Ok(()) => {

@@ -6,6 +6,7 @@
 pub mod budget;
 pub mod open;
 pub mod parts;
+pub mod sas;
 pub mod sign;
 mod sigv4;
 
@@ -21,7 +22,8 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    PutPayload, PutResult,
 };
 use std::future::Future;
 use std::ops::Range;
@@ -97,6 +99,8 @@ struct Inner {
     s3: Option<Arc<AmazonS3>>,
     /// Makes signed URLs; none where the store has no such thing.
     signer: Option<Arc<dyn Signer>>,
+    /// Of Azure, whose URLs the library signs without saying how the answer is to be saved.
+    sas: Option<sas::Key>,
     /// Of a local disk.
     root: Option<PathBuf>,
     /// What all keys begin with.
@@ -182,11 +186,7 @@ impl BlobStore {
                         object_store::Error::AlreadyExists { .. }
                         | object_store::Error::Precondition { .. },
                     ) => match self.0.store.head(&path).await {
-                        Ok(meta) if meta.size == size_bytes => Ok(object_store::PutResult {
-                            e_tag: meta.e_tag,
-                            version: meta.version,
-                            extensions: Default::default(),
-                        }),
+                        Ok(meta) if meta.size == size_bytes => Ok(put_before(meta)),
                         Ok(meta) => Err(conflict(format!("{} bytes are there already", meta.size))),
                         Err(_) => Err(conflict("another request was under way".into())),
                     },
@@ -194,7 +194,7 @@ impl BlobStore {
                 }
             })
         };
-        let put = self.call(&self.0.ops.put, deadline, put).await?;
+        let put = self.call(&self.0.ops.put, deadline, put).await.map_err(no_bucket)?;
         Ok(Stored {
             etag: put.e_tag.unwrap_or_default(),
             version_id: put.version.unwrap_or_default(),
@@ -447,6 +447,11 @@ impl BlobStore {
     }
 }
 
+/// What the store would have answered when it took an object that it has.
+fn put_before(meta: ObjectMeta) -> PutResult {
+    PutResult { e_tag: meta.e_tag, version: meta.version, extensions: Default::default() }
+}
+
 fn check_size(found: Option<u64>, stored_bytes: u64) -> Result<()> {
     match found {
         Some(found) if found == stored_bytes => Ok(()),
@@ -466,6 +471,14 @@ pub fn damaged(how: &str) -> Error {
 
 fn unavailable(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::Unavailable { backend: BACKEND, cause: Arc::from(cause.into()) }
+}
+
+/// What a store that takes bytes does not find is where they are to go.
+fn no_bucket(error: Error) -> Error {
+    match error {
+        Error::NotFound { .. } => unavailable("there is no such bucket or container"),
+        error => error,
+    }
 }
 
 fn conflict(how: String) -> object_store::Error {

@@ -1,6 +1,6 @@
 //! Opens the store of blobs that is configured.
 
-use super::{BlobStore, Inner, Ops};
+use super::{BlobStore, Inner, Ops, sas};
 use crate::store::backend::RetrySettings;
 use crate::telemetry::Metrics;
 use crate::{Error, Result};
@@ -33,19 +33,8 @@ pub enum Location {
     /// A folder, which is made if need be.
     Local(PathBuf),
     S3(S3),
-    /// A bucket, and a service account's file.
-    Gcs {
-        bucket: String,
-        prefix: String,
-        credentials: Option<PathBuf>,
-    },
-    /// A container of an account, and its key.
-    Azure {
-        container: String,
-        prefix: String,
-        account: Option<String>,
-        access_key: Option<Hidden>,
-    },
+    Gcs(Gcs),
+    Azure(Azure),
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +47,30 @@ pub struct S3 {
     /// Id and secret; else those of the machine's role.
     pub keys: Option<(Hidden, Hidden)>,
     pub is_path_style: bool,
+}
+
+/// A bucket of Google Cloud Storage.
+#[derive(Clone, Debug)]
+pub struct Gcs {
+    pub bucket: String,
+    pub prefix: String,
+    /// With its scheme; none for Google's own.
+    pub endpoint: Option<String>,
+    /// A service account's file; else those of the machine.
+    pub credentials: Option<PathBuf>,
+}
+
+/// A container of an account at Azure.
+#[derive(Clone, Debug)]
+pub struct Azure {
+    pub container: String,
+    pub prefix: String,
+    /// With its scheme, and with the account as its path where the host does not name it; none for the public cloud's.
+    pub endpoint: Option<String>,
+    /// Refused without one.
+    pub account: Option<String>,
+    /// In base64; else it goes by the machine's identity.
+    pub access_key: Option<Hidden>,
 }
 
 /// Text that `Debug` does not show.
@@ -84,6 +97,7 @@ struct Opened {
     multipart: Option<Arc<dyn MultipartStore>>,
     s3: Option<Arc<AmazonS3>>,
     signer: Option<Arc<dyn Signer>>,
+    sas: Option<sas::Key>,
     root: Option<PathBuf>,
     prefix: String,
     backend: &'static str,
@@ -97,11 +111,20 @@ impl Opened {
         backend: &'static str,
     ) -> Self {
         let multipart: Arc<dyn MultipartStore> = Arc::clone(&store) as _;
-        let (s3, signer, root, piece_bytes) = (None, None, None, PIECE_FAR_BYTES);
-        Self { store, multipart: Some(multipart), s3, signer, root, prefix, backend, piece_bytes }
+        Self {
+            store,
+            multipart: Some(multipart),
+            s3: None,
+            signer: None,
+            sas: None,
+            root: None,
+            prefix,
+            backend,
+            piece_bytes: PIECE_FAR_BYTES,
+        }
     }
 
-    /// A store that can sign what a URL says of the answer, too.
+    /// A store that signs URLs.
     fn signing<S: ObjectStore + MultipartStore + Signer>(
         store: Arc<S>,
         prefix: String,
@@ -116,9 +139,6 @@ impl BlobStore {
     /// Opens the store; asks it nothing yet.
     pub fn open(settings: BlobStoreSettings, metrics: &Metrics) -> Result<Self> {
         let BlobStoreSettings { location, timeout, retry } = settings;
-        let wrong = |error: object_store::Error| {
-            Error::invalid("blob_store_url", format!("cannot be opened: {error}"))
-        };
         let opened = match location {
             Location::Memory => Opened {
                 piece_bytes: PIECE_NEAR_BYTES,
@@ -139,6 +159,7 @@ impl BlobStore {
                     multipart: None,
                     s3: None,
                     signer: None,
+                    sas: None,
                     root: Some(root),
                     prefix: String::new(),
                     backend: "local",
@@ -146,20 +167,18 @@ impl BlobStore {
                 }
             }
             Location::S3(s3) => open_s3(s3, timeout).map_err(wrong)?,
-            Location::Gcs { bucket, prefix, credentials } => {
-                open_gcs(bucket, prefix, credentials, timeout)?
-            }
-            Location::Azure { container, prefix, account, access_key } => {
-                open_azure(container, prefix, account, access_key, timeout)?
-            }
+            Location::Gcs(gcs) => open_gcs(gcs, timeout)?,
+            Location::Azure(azure) => open_azure(azure, timeout)?,
         };
-        let Opened { store, multipart, s3, signer, root, prefix, backend, piece_bytes } = opened;
+        let Opened { store, multipart, s3, signer, sas, root, prefix, backend, piece_bytes } =
+            opened;
         let ratio = retry.budget_percent as f32 / 100.0;
         Ok(Self(Arc::new(Inner {
             store,
             multipart,
             s3,
             signer,
+            sas,
             root,
             prefix: Path::parse(prefix)
                 .map_err(|error| Error::invalid("blob_store_url", error.to_string()))?,
@@ -174,6 +193,10 @@ impl BlobStore {
     }
 }
 
+fn wrong(error: object_store::Error) -> Error {
+    Error::invalid("blob_store_url", format!("cannot be opened: {error}"))
+}
+
 /// A folder that only we can read.
 fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -185,20 +208,23 @@ fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
 }
 
-fn client(timeout: Duration) -> ClientOptions {
+/// A client of HTTP, which speaks it without TLS only where the endpoint says so.
+fn client(timeout: Duration, endpoint: Option<&str>) -> ClientOptions {
     // One provider of cryptography for the whole program. If somebody was first, it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    ClientOptions::new().with_timeout(timeout).with_connect_timeout(CONNECT_MAX.min(timeout))
+    ClientOptions::new()
+        .with_timeout(timeout)
+        .with_connect_timeout(CONNECT_MAX.min(timeout))
+        .with_allow_http(endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")))
 }
 
 fn open_s3(s3: S3, timeout: Duration) -> object_store::Result<Opened> {
     let S3 { bucket, prefix, endpoint, region, keys, is_path_style } = s3;
-    let is_http = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&bucket)
         .with_region(region)
         .with_retry(no_retries())
-        .with_client_options(client(timeout).with_allow_http(is_http))
+        .with_client_options(client(timeout, endpoint.as_deref()))
         .with_virtual_hosted_style_request(!is_path_style);
     if let Some(endpoint) = endpoint {
         let endpoint = endpoint.trim_end_matches('/');
@@ -217,60 +243,54 @@ fn open_s3(s3: S3, timeout: Duration) -> object_store::Result<Opened> {
 }
 
 #[cfg(feature = "gcs")]
-fn open_gcs(
-    bucket: String,
-    prefix: String,
-    credentials: Option<PathBuf>,
-    timeout: Duration,
-) -> Result<Opened> {
+fn open_gcs(gcs: Gcs, timeout: Duration) -> Result<Opened> {
+    let Gcs { bucket, prefix, endpoint, credentials } = gcs;
     let mut builder = object_store::gcp::GoogleCloudStorageBuilder::new()
         .with_bucket_name(bucket)
         .with_retry(no_retries())
-        .with_client_options(client(timeout));
+        .with_client_options(client(timeout, endpoint.as_deref()));
     if let Some(path) = credentials {
         builder = builder.with_service_account_path(path.to_string_lossy());
     }
-    let store = builder.build();
-    let store = store.map_err(|error| Error::invalid("blob_store_url", error.to_string()))?;
-    Ok(Opened::signing(Arc::new(store), prefix, "gcs"))
+    if let Some(endpoint) = &endpoint {
+        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
+    }
+    let store = Arc::new(builder.build().map_err(wrong)?);
+    // The library always signs for Google's own host.
+    let open = if endpoint.is_some() { Opened::remote } else { Opened::signing };
+    Ok(open(store, prefix, "gcs"))
 }
 
 #[cfg(not(feature = "gcs"))]
-fn open_gcs(_: String, _: String, _: Option<PathBuf>, _: Duration) -> Result<Opened> {
+fn open_gcs(_: Gcs, _: Duration) -> Result<Opened> {
     Err(lacks("gcs"))
 }
 
 #[cfg(feature = "azure")]
-fn open_azure(
-    container: String,
-    prefix: String,
-    account: Option<String>,
-    access_key: Option<Hidden>,
-    timeout: Duration,
-) -> Result<Opened> {
+fn open_azure(azure: Azure, timeout: Duration) -> Result<Opened> {
+    let Azure { container, prefix, endpoint, account, access_key } = azure;
+    let account = account.ok_or_else(|| Error::invalid("azure_account", "az:// needs it"))?;
     let mut builder = object_store::azure::MicrosoftAzureBuilder::new()
-        .with_container_name(container)
+        .with_account(&account)
+        .with_container_name(&container)
         .with_retry(no_retries())
-        .with_client_options(client(timeout));
-    if let Some(account) = account {
-        builder = builder.with_account(account);
+        .with_client_options(client(timeout, endpoint.as_deref()));
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
-    if let Some(Hidden(key)) = access_key {
-        builder = builder.with_access_key(key);
-    }
-    let store = builder.build();
-    let store = store.map_err(|error| Error::invalid("blob_store_url", error.to_string()))?;
-    Ok(Opened::remote(Arc::new(store), prefix, "azure"))
+    let Some(Hidden(key)) = access_key else {
+        // With the machine's identity the library signs, but not how the answer is to be saved.
+        let store = Arc::new(builder.build().map_err(wrong)?);
+        return Ok(Opened::remote(store, prefix, "azure"));
+    };
+    let sas = sas::Key::new(account, container, &key)
+        .ok_or_else(|| Error::invalid("azure_access_key", "is not base64"))?;
+    let store = Arc::new(builder.with_access_key(key).build().map_err(wrong)?);
+    Ok(Opened { sas: Some(sas), ..Opened::signing(store, prefix, "azure") })
 }
 
 #[cfg(not(feature = "azure"))]
-fn open_azure(
-    _: String,
-    _: String,
-    _: Option<String>,
-    _: Option<Hidden>,
-    _: Duration,
-) -> Result<Opened> {
+fn open_azure(_: Azure, _: Duration) -> Result<Opened> {
     Err(lacks("azure"))
 }
 

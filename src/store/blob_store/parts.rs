@@ -1,7 +1,7 @@
 //! An upload in parts: few of them under way at once, and the whole held to its length at the end.
 
 use super::budget::Share;
-use super::{BlobStore, Pieces, Stored, damaged, pin, unavailable};
+use super::{BlobStore, Pieces, Stored, damaged, no_bucket, pin, put_before, unavailable};
 use crate::{Error, Result};
 use futures_util::future::BoxFuture;
 use object_store::multipart::PartId;
@@ -46,7 +46,8 @@ impl Parts {
         let way = match &inner.multipart {
             Some(multipart) => {
                 let create = || multipart.create_multipart(&path);
-                Way::Named(store.call(&inner.ops.begin, deadline, create).await?)
+                let id = store.call(&inner.ops.begin, deadline, create).await.map_err(no_bucket)?;
+                Way::Named(id)
             }
             None => {
                 let begin = || pin(async { inner.store.put_multipart(&path).await });
@@ -104,7 +105,9 @@ impl Parts {
                     let multipart =
                         multipart.ok_or_else(|| Error::internal("no uploads in parts"))?;
                     let put = || multipart.put_part(&path, &id, number, payload.clone());
-                    let part = store.call(&store.0.ops.part, deadline, put).await?;
+                    // Azure hears of an upload with its first part.
+                    let part = store.call(&store.0.ops.part, deadline, put).await;
+                    let part = part.map_err(no_bucket)?;
                     drop(share);
                     Ok((number, Some(part)))
                 })
@@ -159,7 +162,7 @@ impl Parts {
         while !self.under_way.is_empty() {
             self.arrive().await?;
         }
-        let (store, path) = (&self.store, &self.path);
+        let (store, path, size_bytes) = (&self.store, &self.path, self.size_bytes);
         let completed = match &mut self.way {
             Way::Named(id) => {
                 let parts: Vec<PartId> = self.done.into_values().collect();
@@ -169,7 +172,21 @@ impl Parts {
                 let multipart = store.0.multipart.as_ref();
                 let multipart = multipart.ok_or_else(|| Error::internal("no uploads in parts"))?;
                 let id = &*id;
-                let complete = || multipart.complete_multipart(path, id, parts.clone());
+                let complete = || {
+                    pin(async {
+                        match multipart.complete_multipart(path, id, parts.clone()).await {
+                            // Azure and GCS tell a second attempt that the parts are not there, as an error like any
+                            // other. An object so long is all of them: nobody else has the key.
+                            Err(error @ object_store::Error::Generic { .. }) => {
+                                match store.0.store.head(path).await {
+                                    Ok(meta) if meta.size == size_bytes => Ok(put_before(meta)),
+                                    _ => Err(error),
+                                }
+                            }
+                            other => other,
+                        }
+                    })
+                };
                 store.call(&store.0.ops.complete, deadline, complete).await
             }
             Way::Local(upload, _) => {

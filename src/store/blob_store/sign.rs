@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
-/// No signature of S3 or GCS holds for longer.
+/// No signature of S3 or GCS holds for longer; one of Azure could.
 pub const TTL_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A PUT that anybody may make who sends exactly these headers. `Debug` does not show it: it is a credential.
@@ -51,12 +51,23 @@ impl BlobStore {
         let stored_bytes = u64::try_from(blob.stored_size_bytes).map_err(Error::internal)?;
         check_size(self.size_bytes(&blob.store_key, deadline).await?, stored_bytes)?;
         let path = self.path(&blob.store_key);
-        let disposition = [("response-content-disposition", disposition(filename))];
-        let options = SignedUrlOptions::new().with_query(disposition);
+        let disposition = disposition(filename);
         let expire_time = whole_seconds(SystemTime::now()) + ttl;
-        let sign = || pin(signer.signed_url_opts(Method::GET, &path, ttl, &options));
-        let url = self.call(&self.0.ops.sign, deadline, sign).await?;
-        Ok(SignedUrl { url: url.into(), expire_time })
+        let url = match &self.0.sas {
+            None => {
+                let said = [("response-content-disposition", disposition)];
+                let options = SignedUrlOptions::new().with_query(said);
+                let sign = || pin(signer.signed_url_opts(Method::GET, &path, ttl, &options));
+                self.call(&self.0.ops.sign, deadline, sign).await?.into()
+            }
+            Some(key) => {
+                let sign = || pin(signer.signed_url(Method::GET, &path, ttl));
+                let url = self.call(&self.0.ops.sign, deadline, sign).await?;
+                key.sign_again(&url, &path, &disposition)
+                    .ok_or_else(|| unavailable("its URLs are not signed as those of Azure are"))?
+            }
+        };
+        Ok(SignedUrl { url, expire_time })
     }
 
     /// Whether a URL could lead to the blob's bytes if they were in this store. Fails as [`Self::download_url`] does.
@@ -126,9 +137,14 @@ impl BlobStore {
     }
 
     fn not_signable(&self) -> Error {
+        let why = match (self.backend(), &self.0.signer) {
+            ("gcs", None) => " where gcs_endpoint is set",
+            ("azure", None) => " without azure_access_key",
+            _ => "",
+        };
         Error::Refused {
             reason: Reason::NotSignable,
-            message: format!("a store of the kind {} signs no such URLs", self.backend()),
+            message: format!("a store of the kind {} signs no such URLs{why}", self.backend()),
             metadata: vec![("storage_backend", self.backend().into())],
         }
     }

@@ -52,13 +52,13 @@ pub fn sign_again(
     Some(signed.into())
 }
 
-fn mac(key: &[u8], text: &str) -> Option<Vec<u8>> {
+pub(super) fn mac(key: &[u8], text: &str) -> Option<Vec<u8>> {
     let mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     Some(mac.chain_update(text).finalize().into_bytes().to_vec())
 }
 
 /// All but letters, digits and `-._~` as `%XX`.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

@@ -3,6 +3,7 @@
 //! The suite in `blob/suite.rs` is of plain functions over a caller, so that it runs against any store.
 
 mod bad;
+mod cloud;
 mod crash;
 mod down;
 mod faults;

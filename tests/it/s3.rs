@@ -4,7 +4,7 @@
 //! it), or a private moto, which scripts/start-moto.sh starts and which ends with the process. Without either the tests
 //! fail; who cannot have one says so by CASEBOOK_TEST_S3_URL=none.
 
-mod conformance;
+pub mod conformance;
 mod faults;
 pub mod proxy;
 

@@ -5,7 +5,7 @@ use super::*;
 use crate::s3::proxy::{Fault, Proxy, When};
 use crate::s3::{REGION, bucket, server};
 use futures_util::TryStreamExt as _;
-use object_store::ObjectStore as _;
+use object_store::ObjectStore;
 use object_store::aws::AmazonS3;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ impl Behind {
 }
 
 /// Waits until nothing is pending, and then every object must be a ready blob's and the other way round.
-pub async fn bucket_is_consistent(database: &tokio_postgres::Client, store: &AmazonS3) {
+pub async fn bucket_is_consistent(database: &tokio_postgres::Client, store: &dyn ObjectStore) {
     let left = "SELECT count(*) FROM casebook.blob_intent";
     until("nothing is pending", async || {
         // What may still arrive is looked at again much later; here everything has arrived.

@@ -31,14 +31,20 @@ impl Killed {
     /// The store is a bucket, and is reached at `endpoint`.
     pub async fn on_s3(server: &Server, endpoint: &str, bucket: &str) -> Self {
         let url = format!("s3://{bucket}");
-        let flags = [
-            ("--blob-store-url", url.as_str()),
-            ("--s3-endpoint", endpoint),
-            ("--s3-region", REGION),
-            ("--s3-access-key-id", &server.access_key),
-            ("--s3-secret-access-key", &server.secret_key),
-        ];
-        let flags = flags.iter().flat_map(|(name, value)| [(*name).into(), (*value).into()]);
+        Self::far(&[
+            ("blob_store_url", url.as_str()),
+            ("s3_endpoint", endpoint),
+            ("s3_region", REGION),
+            ("s3_access_key_id", &server.access_key),
+            ("s3_secret_access_key", &server.secret_key),
+        ])
+        .await
+    }
+
+    /// The store is one that these settings name.
+    pub async fn far(settings: crate::world::Settings<'_>) -> Self {
+        let flag = |name: &str| format!("--{}", name.replace('_', "-"));
+        let flags = settings.iter().flat_map(|(name, value)| [flag(name), (*value).to_owned()]);
         Self::over(tempfile::tempdir().unwrap(), flags.collect()).await
     }
 

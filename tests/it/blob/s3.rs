@@ -1,6 +1,6 @@
 //! Blobs on a server of S3 that is reached as the settings say, plain and encrypted.
 
-mod crash;
+pub mod crash;
 mod inline;
 mod session;
 mod url;
@@ -11,7 +11,6 @@ use futures_util::TryStreamExt as _;
 use object_store::aws::AmazonS3;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
-use std::collections::BTreeMap;
 
 const PREFIX: &str = "some/prefix";
 
@@ -39,39 +38,9 @@ async fn the_suite_passes(is_encrypted: bool) {
     let Some(server) = server().await else { return };
     let settings: &[_] = if is_encrypted { &[("blob_key", seal::OLD)] } else { &[] };
     let (world, store) = on_s3(server, settings).await;
-    let me = world.anonymous();
-    assert_eq!(health(&me, "casebook.v1.BlobService").await, "SERVING");
-    suite::one_by_one(&world, is_encrypted).await;
-    // A server that is written in Python takes its time.
-    suite::many_at_once(&me, 8).await;
-    let given = [seal::marked(60, 1000), seal::marked(61, 9 * MIB)];
-    for given in &given {
-        let blob = upload(&me, given).await.blob.unwrap();
-        assert_eq!((blob.storage_backend.as_str(), blob.encrypted), ("s3", is_encrypted));
-        // Ceph does not tell of an upload in parts.
-        let is_told = server.brand != Brand::Ceph || given.len() < 5 * MIB;
-        assert_eq!(!blob.store_etag.is_empty(), is_told);
-    }
-
-    // Every blob has its object, and every object is a blob's.
-    let database = world.superuser().await;
-    is_settled(&database).await;
-    let rows = "SELECT id, store_key, stored_size_bytes FROM casebook.blob WHERE state = 2";
-    let rows = database.query(rows, &[]).await.unwrap();
-    let key = |row: &tokio_postgres::Row| format!("{PREFIX}/{}", row.get::<_, String>(1));
-    let kept: BTreeMap<String, i64> = rows.iter().map(|row| (key(row), row.get(2))).collect();
-    let found: Vec<_> = store.list(None).try_collect().await.unwrap();
-    let found: BTreeMap<String, i64> =
-        found.into_iter().map(|meta| (meta.location.to_string(), meta.size as i64)).collect();
-    assert_eq!(found, kept);
-    for given in &given {
-        let id = hex(&digest(given).value);
-        let row = rows.iter().find(|row| row.get::<_, String>(0) == id).unwrap();
-        let object = store.get(&Key::from(key(row))).await.unwrap().bytes().await.unwrap();
-        assert_eq!(seal::is_marked(&object), !is_encrypted);
-        assert_eq!(object[..] == given[..], !is_encrypted);
-    }
-    drop(database);
+    // Ceph does not tell of an upload in parts.
+    let tells = |size| server.brand != Brand::Ceph || size < 5 * MIB;
+    suite::run_far(&world, (&store, PREFIX, "s3"), is_encrypted, tells).await;
     world.close().await;
 }
 

@@ -1,12 +1,56 @@
 //! What every store must do, as plain functions over a world. Tenants that they use end in what they are given.
 
 use super::*;
+use futures_util::TryStreamExt as _;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use pb::BlobState;
+use std::collections::BTreeMap;
 
 /// Everything, in a world whose blobs are encrypted or not.
 pub async fn run(world: &World, is_encrypted: bool) {
     one_by_one(world, is_encrypted).await;
     many_at_once(&world.anonymous(), 24).await;
+}
+
+/// Everything, on a store that is reached over the network: `store` is what the world has, all of which is under `prefix`.
+/// `tells` is whether it tells of an ETag when it takes a blob with so many bytes.
+pub async fn run_far(
+    world: &World,
+    (store, prefix, backend): (&dyn ObjectStore, &str, &str),
+    is_encrypted: bool,
+    tells: impl Fn(usize) -> bool,
+) {
+    let me = world.anonymous();
+    assert_eq!(health(&me, "casebook.v1.BlobService").await, "SERVING");
+    one_by_one(world, is_encrypted).await;
+    // A server that is written in Python takes its time.
+    many_at_once(&me, 8).await;
+    let given = [seal::marked(60, 1000), seal::marked(61, 9 * MIB)];
+    for given in &given {
+        let blob = upload(&me, given).await.blob.unwrap();
+        assert_eq!((blob.storage_backend.as_str(), blob.encrypted), (backend, is_encrypted));
+        assert_eq!(!blob.store_etag.is_empty(), tells(given.len()));
+    }
+
+    // Every blob has its object, and every object is a blob's.
+    let database = world.superuser().await;
+    is_settled(&database).await;
+    let rows = "SELECT id, store_key, stored_size_bytes FROM casebook.blob WHERE state = 2";
+    let rows = database.query(rows, &[]).await.unwrap();
+    let key = |row: &tokio_postgres::Row| format!("{prefix}/{}", row.get::<_, String>(1));
+    let kept: BTreeMap<String, i64> = rows.iter().map(|row| (key(row), row.get(2))).collect();
+    let found: Vec<_> = store.list(None).try_collect().await.unwrap();
+    let found: BTreeMap<String, i64> =
+        found.into_iter().map(|meta| (meta.location.to_string(), meta.size as i64)).collect();
+    assert_eq!(found, kept);
+    for given in &given {
+        let id = hex(&digest(given).value);
+        let row = rows.iter().find(|row| row.get::<_, String>(0) == id).unwrap();
+        let object = store.get(&Key::from(key(row))).await.unwrap().bytes().await.unwrap();
+        assert_eq!(seal::is_marked(&object), !is_encrypted);
+        assert_eq!(object[..] == given[..], !is_encrypted);
+    }
 }
 
 /// All but what takes many calls at once.

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 /// What a store makes of something that one could wish for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
     /// It does so.
     Yes,
     /// It does something else, and does not say so.
@@ -373,7 +373,7 @@ async fn names_may_have_any_letters(store: &dyn ObjectStore) -> Probed {
     Ok(())
 }
 
-type Table = BTreeMap<&'static str, Verdict>;
+pub type Table = BTreeMap<&'static str, Verdict>;
 
 macro_rules! ask {
     ($asked:expr, $($probe:ident),+ $(,)?) => {{
@@ -383,7 +383,7 @@ macro_rules! ask {
     }};
 }
 
-async fn probe(store: &dyn ObjectStore) -> Table {
+pub async fn probe(store: &dyn ObjectStore) -> Table {
     ask!(
         store,
         create_refuses_a_second,
@@ -502,7 +502,7 @@ async fn probe_s3(store: &AmazonS3) -> Table {
 
 /// Prints a table, and holds it against what is known: all are Yes but for these. A `No` is known whatever its words.
 #[track_caller]
-fn compare(store: &str, table: &Table, except: &[(&str, Verdict)]) {
+pub fn compare(store: &str, table: &Table, except: &[(&str, Verdict)]) {
     let mut printed = format!("\n{store}\n");
     for (probe, verdict) in table {
         printed.push_str(&format!("  {:<40} {verdict}\n", probe.replace('_', " ")));
@@ -520,7 +520,7 @@ fn compare(store: &str, table: &Table, except: &[(&str, Verdict)]) {
 }
 
 /// A `No` whose words do not matter.
-const OTHER: Verdict = No(String::new());
+pub const OTHER: Verdict = No(String::new());
 
 #[tokio::test]
 async fn memory_honours() {

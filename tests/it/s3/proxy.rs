@@ -97,6 +97,11 @@ pub struct Proxy {
 impl Proxy {
     /// In front of `http://host:port`.
     pub async fn start(endpoint: &str) -> Self {
+        Self::translating(endpoint, |head| head.to_owned()).await
+    }
+
+    /// In front of a store that is asked in other words: given the head of a request, what it is told instead.
+    pub async fn translating(endpoint: &str, translate: fn(&str) -> String) -> Self {
         let store = endpoint.strip_prefix("http://").expect("plain HTTP").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -108,7 +113,7 @@ impl Proxy {
                 let (plan, store) = (Arc::clone(&kept), store.clone());
                 // A client that has gone away is no concern of the proxy.
                 tokio::spawn(async move {
-                    let _ = carry(client, &store, &plan).await;
+                    let _ = carry(client, &store, &plan, translate).await;
                 });
             }
         });
@@ -157,7 +162,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(mut client: TcpStream, store: &str, plan: &Mutex<Plan>) -> std::io::Result<()> {
+async fn carry(
+    mut client: TcpStream,
+    store: &str,
+    plan: &Mutex<Plan>,
+    translate: fn(&str) -> String,
+) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     let (head, mut body) = read_head(&mut client).await?;
     let mut words = head.lines().next().unwrap_or_default().split(' ');
@@ -182,6 +192,7 @@ async fn carry(mut client: TcpStream, store: &str, plan: &Mutex<Plan>) -> std::i
 
     let mut upstream = TcpStream::connect(store).await?;
     upstream.set_nodelay(true)?;
+    let head = translate(&head);
     upstream.write_all(with_header(&head, "Connection", "close").as_bytes()).await?;
     upstream.write_all(&body).await?;
     let (head, mut body) = read_head(&mut upstream).await?;

@@ -6,11 +6,12 @@ use crate::blob::killed::{Killed, until};
 use crate::evidence::{decide, other};
 use crate::s3::proxy::{Fault, Proxy, When};
 use crate::world::through;
+use object_store::ObjectStore;
 use std::time::Duration;
 
 /// What a server does when it is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
+pub enum Doing {
     Small,
     Large,
     Deleting,
@@ -34,7 +35,28 @@ async fn a_kill_while_the_store_is_asked_leaves_nothing_unaccounted() {
         (Deleting, "POST", "?delete"),
         (Reaping, "POST", "?delete"),
     ];
-    let rounds = requests.into_iter().flat_map(|request| [(request, false), (request, true)]);
+    kills_leave_nothing(&world, &proxy, &store, &requests, "?uploadId").await;
+    if server.brand == Brand::Moto {
+        // Of uploads in parts, one may be left that has none: it was begun when its server died.
+        let url = format!("{}/{bucket}?uploads", server.endpoint);
+        let listed = reqwest::get(url).await.unwrap().text().await.unwrap();
+        assert!(listed.contains("ListMultipartUploadsResult"), "{listed}");
+        assert_eq!(listed.matches("<UploadId>").count(), 1, "{listed}");
+    }
+    world.close().await;
+}
+
+/// Kills a server at each of these requests to its store, which are told by method and a part of the path, before the store
+/// hears of it and after it has done it. `completes` makes an object of parts.
+pub async fn kills_leave_nothing(
+    world: &Killed,
+    proxy: &Proxy,
+    store: &dyn ObjectStore,
+    requests: &[(Doing, &'static str, &'static str)],
+    completes: &str,
+) {
+    use Doing::{Deleting, Large, Reaping, Small};
+    let rounds = requests.iter().flat_map(|request| [(*request, false), (*request, true)]);
     let kept = bytes(500, 1000);
     for (n, ((doing, method, part), is_done)) in rounds.enumerate() {
         let case = format!("{doing:?} {method} {part} {is_done}");
@@ -44,7 +66,7 @@ async fn a_kill_while_the_store_is_asked_leaves_nothing_unaccounted() {
         // What the one before it has left.
         let database = world.database().await;
         world.all_is_due().await;
-        bucket_is_consistent(&database, &store).await;
+        bucket_is_consistent(&database, store).await;
         assert_eq!(world.ready().await, 1, "{case}");
 
         let given = bytes(501 + n as u64, if doing == Large { 9 * MIB } else { 1000 });
@@ -95,7 +117,7 @@ async fn a_kill_while_the_store_is_asked_leaves_nothing_unaccounted() {
         }
         let has = match doing {
             Small => is_done,
-            Large => is_done && part == "?uploadId",
+            Large => is_done && part == completes,
             Deleting | Reaping => !is_done,
         };
         assert_eq!(found.len(), 1 + usize::from(has), "{case}");
@@ -103,18 +125,10 @@ async fn a_kill_while_the_store_is_asked_leaves_nothing_unaccounted() {
     let mut last = world.serve("20");
     let me = through(last.connect().await);
     world.all_is_due().await;
-    bucket_is_consistent(&world.database().await, &store).await;
+    bucket_is_consistent(&world.database().await, store).await;
     assert_eq!(world.ready().await, 1);
     let (_, found) = download(&me, whole(digest(&kept))).await.unwrap();
     assert!(found == kept);
-    if server.brand == Brand::Moto {
-        // Of uploads in parts, one may be left that has none: it was begun when its server died.
-        let url = format!("{}/{bucket}?uploads", server.endpoint);
-        let listed = reqwest::get(url).await.unwrap().text().await.unwrap();
-        assert!(listed.contains("ListMultipartUploadsResult"), "{listed}");
-        assert_eq!(listed.matches("<UploadId>").count(), 1, "{listed}");
-    }
     last.kill();
     world.sessions_end().await;
-    world.close().await;
 }

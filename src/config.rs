@@ -131,6 +131,13 @@ impl Config {
                 "blob_store_url = {url} ({}) needs a build with the cargo feature {feature}, and this one is without it.",
                 self.said("blob_store_url"),
             ));
+        } else if matches!(self.blob_store_url, Some(BlobUrl::Azure { .. }))
+            && self.azure_account.is_none()
+        {
+            problems.push(format!(
+                "blob_store_url ({}) is in Azure, and azure_account is not set: set it.",
+                self.said("blob_store_url"),
+            ));
         }
         let is_s3 = matches!(self.blob_store_url, Some(BlobUrl::S3 { .. }));
         if is_s3 && self.s3_access_key_id.is_some() != self.s3_secret_access_key.is_some() {
@@ -138,14 +145,6 @@ impl Config {
                 "s3_access_key_id and s3_secret_access_key belong together: set both, or neither."
                     .into(),
             );
-        }
-        if matches!(self.blob_store_url, Some(BlobUrl::Azure { .. }))
-            && self.azure_account.is_none()
-        {
-            problems.push(format!(
-                "blob_store_url ({}) is in Azure, and azure_account is not set: set it.",
-                self.said("blob_store_url"),
-            ));
         }
         if self.blob_key.is_some() && self.blob_key_file.is_some() {
             problems.push(format!(

@@ -334,6 +334,8 @@ settings! {
         s3_endpoint: Option<String> = derived("AWS's own, for the region"), Kind::Endpoint, "URL",
             "The address of a store that speaks S3; http:// sends blobs and their names unencrypted.",
             older ["S3_ENDPOINT_URL", "S3_ENDPOINT"];
+        s3_public_endpoint: Option<String> = derived("s3_endpoint"), Kind::Endpoint, "URL",
+            "The address that signed URLs name, where whoever uses them reaches the store at another one than this server.";
         s3_region: String = text("us-east-1"), Kind::Text, "name",
             "The region that requests to S3 are signed for.",
             older ["AWS_REGION"];

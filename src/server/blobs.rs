@@ -38,6 +38,7 @@ pub fn open(config: &Config, retry: RetrySettings, metrics: &Metrics) -> Result<
             bucket,
             prefix,
             endpoint: config.s3_endpoint.clone(),
+            public_endpoint: config.s3_public_endpoint.clone(),
             region: config.s3_region.clone(),
             keys: config
                 .s3_access_key_id

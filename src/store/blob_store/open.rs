@@ -43,6 +43,8 @@ pub struct S3 {
     pub prefix: String,
     /// With its scheme; none for AWS's own.
     pub endpoint: Option<String>,
+    /// That of signed URLs, if it is another one.
+    pub public_endpoint: Option<String>,
     pub region: String,
     /// Id and secret; else those of the machine's role.
     pub keys: Option<(Hidden, Hidden)>,
@@ -219,12 +221,28 @@ fn client(timeout: Duration, endpoint: Option<&str>) -> ClientOptions {
 }
 
 fn open_s3(s3: S3, timeout: Duration) -> object_store::Result<Opened> {
-    let S3 { bucket, prefix, endpoint, region, keys, is_path_style } = s3;
+    let store = s3_at(&s3, s3.endpoint.as_deref(), timeout)?;
+    // What a signature says of the host must be what the caller asks.
+    let signer = match &s3.public_endpoint {
+        Some(public) => s3_at(&s3, Some(public), timeout)?,
+        None => Arc::clone(&store),
+    };
+    let opened = Opened::remote(store, s3.prefix, "s3");
+    Ok(Opened { s3: Some(Arc::clone(&signer)), signer: Some(signer), ..opened })
+}
+
+/// The bucket at an address of its store.
+fn s3_at(
+    s3: &S3,
+    endpoint: Option<&str>,
+    timeout: Duration,
+) -> object_store::Result<Arc<AmazonS3>> {
+    let S3 { bucket, prefix: _, endpoint: _, public_endpoint: _, region, keys, is_path_style } = s3;
     let mut builder = AmazonS3Builder::new()
-        .with_bucket_name(&bucket)
+        .with_bucket_name(bucket)
         .with_region(region)
         .with_retry(no_retries())
-        .with_client_options(client(timeout, endpoint.as_deref()))
+        .with_client_options(client(timeout, endpoint))
         .with_virtual_hosted_style_request(!is_path_style);
     if let Some(endpoint) = endpoint {
         let endpoint = endpoint.trim_end_matches('/');
@@ -238,8 +256,7 @@ fn open_s3(s3: S3, timeout: Duration) -> object_store::Result<Opened> {
     if let Some((Hidden(id), Hidden(secret))) = keys {
         builder = builder.with_access_key_id(id).with_secret_access_key(secret);
     }
-    let store = Arc::new(builder.build()?);
-    Ok(Opened { s3: Some(Arc::clone(&store)), ..Opened::signing(store, prefix, "s3") })
+    Ok(Arc::new(builder.build()?))
 }
 
 #[cfg(feature = "gcs")]

@@ -6,7 +6,7 @@ use crate::s3::Brand;
 use pb::UploadTransport::Presigned;
 use std::time::Duration;
 
-async fn put(part: &pb::SignedPart, body: &[u8]) -> u16 {
+pub async fn put(part: &pb::SignedPart, body: &[u8]) -> u16 {
     assert_eq!(part.method, "PUT");
     let mut request = reqwest::Client::new().put(&part.url).body(body.to_vec());
     for (name, value) in &part.headers {
@@ -23,7 +23,7 @@ fn body<'a>(part: &pb::SignedPart, given: &'a [u8]) -> &'a [u8] {
     &given[at..at + part.length as usize]
 }
 
-async fn signed(me: &As, given: &[u8], part_size: i64) -> pb::Upload {
+pub async fn signed(me: &As, given: &[u8], part_size: i64) -> pb::Upload {
     let answer = begin(me, |request| {
         say(request, given);
         request.set_transport(Presigned);

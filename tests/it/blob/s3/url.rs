@@ -85,3 +85,27 @@ async fn what_is_encrypted_has_no_url() {
     assert_eq!(head(&me).await, before);
     world.close().await;
 }
+
+/// Behind another name than the one that the server asks, as outside of a cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn urls_name_the_address_that_others_reach() {
+    let Some(server) = server().await else { return };
+    let public = server.endpoint.replace("127.0.0.1", "localhost");
+    assert_ne!(public, server.endpoint, "the tests' servers of S3 are on 127.0.0.1");
+    let (world, _) = on_s3(server, &[("s3_public_endpoint", &public)]).await;
+    let me = world.anonymous();
+    let given = bytes(71, 5000);
+    let upload = super::session::signed(&me, &given, 0).await;
+    let [part] = &upload.parts[..] else { panic!("{upload:?}") };
+    assert!(part.url.starts_with(&public), "{}", part.url);
+    assert_eq!(super::session::put(part, &given).await, 200);
+    ok!(me
+        .blobs()
+        .complete_upload(pb::CompleteUploadRequest { upload_id: upload.id, ..Default::default() }));
+    let issued = ok!(me.blobs().create_download_url(ask(&given, None)));
+    assert!(issued.url.starts_with(&public), "{}", issued.url);
+    let answer = reqwest::get(&issued.url).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.bytes().await.unwrap()[..] == given[..]);
+    world.close().await;
+}

@@ -375,7 +375,7 @@ settings! {
         blob_idle_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
             "How long a caller may neither send nor take a chunk of a blob before its stream is cut.";
         blob_request_timeout_ms: u64 = n(30 * SECOND), number(1, HOUR), "ms",
-            "How long one request to the store of blobs may take, such as one part.";
+            "How long one request to the store of blobs may take, such as one part; a download may take longer, but not be silent for so long.";
         blob_uploads_max: u64 = n(1000), number(1, 1_000_000), "uploads",
             "How many uploads of one tenant may be under way by CreateUpload; another one gets RESOURCE_EXHAUSTED.";
         blob_signed_part_max_bytes: u64 = n(512 * MIB), number(5 * MIB, 5 * GIB), "bytes",

@@ -1,5 +1,6 @@
 //! BlobService: bytes by their digest.
 
+mod ahead;
 mod complete;
 mod download;
 mod session;

@@ -4,6 +4,7 @@
 //! should be, or an error.
 
 pub mod budget;
+pub mod flow;
 pub mod open;
 pub mod parts;
 pub mod sas;
@@ -16,7 +17,7 @@ use crate::telemetry::metrics::{OpMetrics, Outcome};
 use crate::{Error, Reason, Result};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{BoxStream, StreamExt as _};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use object_store::aws::AmazonS3;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tower::retry::budget::{Budget as _, TpsBudget};
 
 /// `Error::Unavailable.backend` of a store that does not answer.
@@ -55,6 +56,10 @@ const STAGED_MAX: usize = 3;
 
 /// Of an upload to a local disk.
 const LOCAL_PART_BYTES: usize = 2 << 20;
+
+/// A read of a store in the same process or machine, and of one that is further away.
+const PIECE_NEAR_BYTES: u64 = 1 << 20;
+const PIECE_FAR_BYTES: u64 = 4 << 20;
 
 /// The handles of each operation's metrics.
 struct Ops {
@@ -114,8 +119,8 @@ struct Inner {
     retry: RetrySettings,
     retries: TpsBudget,
     ops: Ops,
-    /// How many bytes one read asks for.
-    piece_bytes: u64,
+    /// Whether it is in another process, or further away.
+    is_far: bool,
 }
 
 /// What the store says of bytes that it has taken.
@@ -131,6 +136,13 @@ pub struct Listed {
     pub key: String,
     pub size_bytes: u64,
     pub modify_time: SystemTime,
+}
+
+/// What is left of the attempts at something.
+struct Tries {
+    left: u32,
+    /// Before the next.
+    pause_max: Duration,
 }
 
 /// One attempt at something.
@@ -153,7 +165,13 @@ impl BlobStore {
 
     /// How many bytes one read should ask for.
     pub fn piece_bytes(&self) -> u64 {
-        self.0.piece_bytes
+        if self.0.is_far { PIECE_FAR_BYTES } else { PIECE_NEAR_BYTES }
+    }
+
+    /// Whether a range of so many bytes should be taken as it comes. A far store answers one long request sooner than
+    /// several short ones; what is short takes less memory when it is read at once.
+    pub fn is_flowing(&self, size_bytes: u64) -> bool {
+        self.0.is_far && size_bytes > PIECE_NEAR_BYTES
     }
 
     /// How many bytes the parts of an upload should have, where `part_bytes` is what is wanted of a store that is further
@@ -311,6 +329,14 @@ impl BlobStore {
             let parts = parts.unwrap_or_default();
             parts.iter().map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/")
         };
+        let time = self.0.timeout;
+        let found = stream::unfold(Some(found), move |found| async move {
+            let mut found = found?;
+            match timeout(time, found.next()).await {
+                Ok(meta) => Some((meta?.map_err(|error| failed(error).0), Some(found))),
+                Err(_) => Some((Err(unavailable("no answer in time")), None)),
+            }
+        });
         found
             .map(move |meta| {
                 meta.map(|meta| Listed {
@@ -318,7 +344,6 @@ impl BlobStore {
                     size_bytes: meta.size,
                     modify_time: meta.last_modified.into(),
                 })
-                .map_err(|error| failed(error).0)
             })
             .boxed()
     }
@@ -409,25 +434,38 @@ impl BlobStore {
         deadline: Instant,
         attempt: impl Fn() -> Attempted<'a, T>,
     ) -> Result<T> {
-        let mut left = self.0.retry.attempts_max;
-        let mut pause_max = self.0.retry.base;
+        let mut tries = self.tries();
         loop {
-            left = left.saturating_sub(1);
-            let (error, is_passing) = match self.once(deadline, attempt()).await {
+            match self.once(deadline, attempt()).await {
                 Ok(value) => {
                     self.0.retries.deposit();
                     return Ok(value);
                 }
-                Err(failed) => failed,
-            };
-            let pause = pause_max.mul_f64(rand::random::<f64>());
-            let is_late = Instant::now() + pause >= deadline;
-            if !is_passing || left == 0 || is_late || !self.0.retries.withdraw() {
-                return Err(error);
+                Err(failed) => self.again(&mut tries, failed, deadline).await?,
             }
-            tokio::time::sleep(pause).await;
-            pause_max = (pause_max * 2).min(self.0.retry.max);
         }
+    }
+
+    fn tries(&self) -> Tries {
+        Tries { left: self.0.retry.attempts_max, pause_max: self.0.retry.base }
+    }
+
+    /// Waits after an attempt that failed until the next may be made, or gives back the error that is the last.
+    async fn again(
+        &self,
+        tries: &mut Tries,
+        (error, is_passing): (Error, bool),
+        deadline: Instant,
+    ) -> Result<()> {
+        tries.left = tries.left.saturating_sub(1);
+        let pause = tries.pause_max.mul_f64(rand::random::<f64>());
+        let is_late = Instant::now() + pause >= deadline;
+        if !is_passing || tries.left == 0 || is_late || !self.0.retries.withdraw() {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        tries.pause_max = (tries.pause_max * 2).min(self.0.retry.max);
+        Ok(())
     }
 
     async fn once<T>(

@@ -7,6 +7,7 @@ mod cloud;
 mod crash;
 mod down;
 mod faults;
+mod flow;
 mod inline;
 pub mod killed;
 mod memory;

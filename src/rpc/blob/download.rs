@@ -1,10 +1,11 @@
 //! DownloadBlob and ReadBlobs: bytes out of the store, held to their digest.
 //!
-//! A task reads ahead by a few pieces and gives out a chunk when the connection has room for it. All have shares of the
-//! budget of bytes in memory, a chunk until the next one is asked for. For a caller that is slow nothing is read ahead and
-//! chunks are small, so that many of them keep little from others. The task ends by itself when the caller goes, does not
-//! read, at the deadline, and when the server stops; the stream then says why.
+//! A task reads ahead a little (`ahead.rs`) and gives out a chunk when the connection has room for one. All have shares of
+//! the budget of bytes in memory, a chunk until the next one is asked for. For a caller that is slow nothing is read ahead
+//! and chunks are small, so that many of them keep little from others. The task ends by itself when the caller goes, does
+//! not read, at the deadline, and when the server stops; the stream then says why.
 
+use super::ahead::Ahead;
 use super::{Blobs, digest, digests, piecewise};
 use crate::pb::download_blob_response::Part;
 use crate::pb::read_blobs_response::Item;
@@ -24,7 +25,7 @@ use crate::store::object_version::ObjectVersion;
 use crate::store::write::WriteOptions;
 use crate::{Error, Result};
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
+use futures_util::stream::{self, Stream, StreamExt as _};
 use sha2::{Digest as _, Sha256};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,8 +52,8 @@ const SLOW: Duration = Duration::from_millis(100);
 type Held = Arc<Mutex<Option<Share>>>;
 type Chunk = (Bytes, Held);
 
-fn give_back(held: &Held) {
-    held.lock().unwrap_or_else(PoisonError::into_inner).take();
+fn taken(held: &Held) -> Option<Share> {
+    held.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// The chunks of a download, each asked for when the connection takes it.
@@ -60,9 +61,8 @@ fn chunks(
     received: mpsc::Receiver<Chunk>,
     ask: mpsc::Sender<()>,
 ) -> impl Stream<Item = Result<DownloadBlobResponse, Status>> {
-    stream::unfold((received, ask, Held::default()), |(mut received, ask, last)| async move {
-        // The connection asks again only when it has sent what it was given.
-        give_back(&last);
+    // The share of a chunk stays with it until another comes or none, should nobody take it back before.
+    stream::unfold((received, ask, Held::default()), |(mut received, ask, _held)| async move {
         // One that is asked for already will do.
         let _ = ask.try_send(());
         let (bytes, held) = received.recv().await?;
@@ -369,13 +369,13 @@ impl Send {
             self.source.read(0..0, self.caller.deadline).await?;
         }
         let (mut at, mut chunk_bytes, mut is_slow) = (self.range.start, chunk_min, false);
-        let (mut ahead, mut rest) = (None, None);
+        let mut ahead: Option<Ahead<'_>> = None;
         let mut held = Held::default();
         while at < self.range.end {
             let mut ask = timeout(SLOW.min(idle), asked.recv()).await;
             if ask.is_err() {
                 // It is read once more when it is asked for.
-                (ahead, rest, is_slow, chunk_bytes) = (None, None, true, chunk_min);
+                (ahead, is_slow, chunk_bytes) = (None, true, chunk_min);
                 ask = timeout(idle.saturating_sub(SLOW), asked.recv()).await;
             }
             match ask {
@@ -383,25 +383,32 @@ impl Send {
                 // Nobody takes them any more, which is known elsewhere.
                 Ok(None) => return Ok(()),
                 Err(_) => {
-                    give_back(&held);
+                    taken(&held);
                     return Err(Error::DeadlineExceeded(
                         ": the download was not read for too long",
                     ));
                 }
             }
-            let (mut bytes, mut share) = match rest.take() {
-                Some(rest) => rest,
-                None if is_slow => {
-                    let end = self.range.end.min(at + chunk_bytes as u64);
-                    self.read(blobs, at..end).await?
-                }
-                None => {
-                    let pieces = ahead.get_or_insert_with(|| self.ahead(blobs, at));
-                    let piece = pieces.next().await;
-                    piece.ok_or_else(|| Error::internal("a range that ends too soon"))??
-                }
+            // The connection asks again only when it has sent what it was given.
+            let sent = taken(&held);
+            match &mut ahead {
+                Some(ahead) => ahead.sent(sent),
+                None => drop(sent),
+            }
+            if ahead.as_ref().is_some_and(|ahead| ahead.is_others_turn(&blobs.budget)) {
+                ahead = None;
+            }
+            let (chunk, its_share) = if is_slow {
+                let end = self.range.end.min(at + chunk_bytes as u64);
+                let (chunk, share) = self.read(blobs, at..end).await?;
+                (chunk, Some(share))
+            } else {
+                let ahead = match &mut ahead {
+                    Some(ahead) => ahead,
+                    none => none.insert(self.ahead(blobs, at).await?),
+                };
+                ahead.chunk(chunk_bytes).await?
             };
-            let chunk = bytes.split_to(chunk_bytes.min(bytes.len()));
             if chunk.is_empty() {
                 return Err(Error::internal("a piece of nothing"));
             }
@@ -409,13 +416,6 @@ impl Send {
             if is_whole {
                 hasher.update(&chunk);
             }
-            let its_share = if bytes.is_empty() {
-                Some(share)
-            } else {
-                let its_share = share.split(chunk.len() as u64);
-                rest = Some((bytes, share));
-                its_share
-            };
             held = Arc::new(Mutex::new(its_share));
             // There is room, because it was asked for; and when nobody takes it any more, that is known elsewhere.
             let _ = given.send((chunk, Arc::clone(&held))).await;
@@ -428,12 +428,16 @@ impl Send {
         Ok(())
     }
 
-    /// The pieces of the range from there on, the next few of which are read at once.
-    fn ahead<'a>(&'a self, blobs: &'a Blobs, at: u64) -> BoxStream<'a, Result<(Bytes, Share)>> {
-        stream::iter(cut(at..self.range.end, blobs.store.piece_bytes()))
+    /// What is read of the range from there on. It waits for memory, so nothing may be held.
+    async fn ahead<'a>(&'a self, blobs: &'a Blobs, at: u64) -> Result<Ahead<'a>> {
+        let range = at..self.range.end;
+        if let Some(reading) = self.source.flow(range.clone(), self.caller.deadline)? {
+            return Ahead::flow(reading, &blobs.budget).await;
+        }
+        let pieces = stream::iter(cut(range, blobs.store.piece_bytes()))
             .map(|range| self.read(blobs, range))
-            .buffered(AHEAD)
-            .boxed()
+            .buffered(AHEAD);
+        Ok(Ahead::pieces(pieces.boxed()))
     }
 
     /// Reads one piece in a task of its own, so that it goes on while an earlier one waits to be taken. The share is

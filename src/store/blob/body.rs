@@ -5,9 +5,12 @@
 
 use super::{Arrived, Attempt, Blob, Seal};
 use crate::store::blob_store::budget::{Budget, Share};
+use crate::store::blob_store::flow::{self, Flow};
 use crate::store::blob_store::parts::Parts;
 use crate::store::blob_store::{BlobStore, Pieces, Stored, damaged};
-use crate::store::envelope::segments::{Opener, SEGMENT_BYTES, Sealer, TAG_BYTES, sealed_range};
+use crate::store::envelope::segments::{
+    Decoder, Opener, SEGMENT_BYTES, Sealer, TAG_BYTES, sealed_range,
+};
 use crate::store::envelope::{Binding, DataKey, Failure, KeySource, WrappedKey};
 use crate::store::log::hex;
 use crate::{Error, Reason, Result};
@@ -168,23 +171,81 @@ impl Source {
 
     /// A range of the blob's bytes, whole or an error.
     pub async fn read(&self, range: Range<u64>, deadline: Instant) -> Result<Bytes> {
-        let Some(Opening { key, header }) = self.opening.as_deref() else {
-            return self.place.read(range, self.stored_bytes, deadline).await;
-        };
-        let outside = || Error::internal("a range that is not within its blob");
-        let sealed = sealed_range(self.size_bytes, range.clone()).ok_or_else(outside)?;
-        let mut stored = self.place.read(sealed, self.stored_bytes, deadline).await?;
+        let (stored, decoder) = self.stored(range.clone())?;
+        let mut stored = self.place.read(stored, self.stored_bytes, deadline).await?;
+        let Some(mut decoder) = decoder else { return Ok(stored) };
         let mut content = BytesMut::with_capacity((range.end - range.start) as usize);
-        let opener = Opener::new(key, header, self.size_bytes).map_err(failed)?;
-        let mut decoder = opener.decoder(range).ok_or_else(outside)?;
         while !stored.is_empty() {
             let next = stored.split_to(stored.len().min(SEGMENT_BYTES));
-            for piece in decoder.push(next).map_err(failed)? {
-                content.extend_from_slice(&piece);
-            }
+            open(&mut decoder, next, &mut content)?;
         }
         decoder.finish().map_err(failed)?;
         Ok(content.freeze())
+    }
+
+    /// The same as it comes, where it lies so far away and is so long that this is better.
+    pub fn flow(&self, range: Range<u64>, deadline: Instant) -> Result<Option<Reading>> {
+        let Place::Store { store, key } = &self.place else { return Ok(None) };
+        if !store.is_flowing(range.end.saturating_sub(range.start)) {
+            return Ok(None);
+        }
+        let (stored, decoder) = self.stored(range)?;
+        let flow = store.flow(key, stored, self.stored_bytes, deadline);
+        Ok(Some(Reading { flow, decoder }))
+    }
+
+    /// Where in the store a range of the blob lies, and what opens it.
+    fn stored(&self, range: Range<u64>) -> Result<(Range<u64>, Option<Decoder>)> {
+        let Some(Opening { key, header }) = self.opening.as_deref() else {
+            return Ok((range, None));
+        };
+        let outside = || Error::internal("a range that is not within its blob");
+        let stored = sealed_range(self.size_bytes, range.clone()).ok_or_else(outside)?;
+        let opener = Opener::new(key, header, self.size_bytes).map_err(failed)?;
+        let decoder = opener.decoder(range).ok_or_else(outside)?;
+        Ok((stored, Some(decoder)))
+    }
+}
+
+/// Opens the next stored bytes.
+fn open(decoder: &mut Decoder, stored: Bytes, content: &mut BytesMut) -> Result<()> {
+    for piece in decoder.push(stored).map_err(failed)? {
+        content.extend_from_slice(&piece);
+    }
+    Ok(())
+}
+
+/// A range of a blob's bytes that is read as it comes.
+pub struct Reading {
+    flow: Flow,
+    /// Of encrypted bytes.
+    decoder: Option<Decoder>,
+}
+
+impl Reading {
+    /// How much memory it takes at most, with the piece that was given out last.
+    pub fn memory_bytes(&self) -> u64 {
+        match self.decoder {
+            None => flow::MEMORY_BYTES,
+            // What a piece opens to is there twice for a moment.
+            Some(_) => flow::MEMORY_BYTES + (1 << 20),
+        }
+    }
+
+    /// The next bytes, or `None` behind the last.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        while let Some(stored) = self.flow.next().await? {
+            let Some(decoder) = &mut self.decoder else { return Ok(Some(stored)) };
+            let mut content = BytesMut::with_capacity(stored.len() + SEGMENT_BYTES);
+            open(decoder, stored, &mut content)?;
+            if !content.is_empty() {
+                return Ok(Some(content.freeze()));
+            }
+        }
+        match self.decoder.take() {
+            Some(decoder) => decoder.finish().map_err(failed).map(|()| None),
+            None => Ok(None),
+        }
     }
 }
 

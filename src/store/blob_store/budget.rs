@@ -3,6 +3,7 @@
 use crate::{Error, Reason, Result};
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -19,7 +20,24 @@ pub struct Budget {
     free: Arc<Semaphore>,
     total_units: u32,
     wait_max: Duration,
+    waiting: Arc<AtomicUsize>,
     in_flight_bytes: Gauge,
+}
+
+/// Counts who waits for a share, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn of(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A part of the budget, until it is dropped.
@@ -34,7 +52,7 @@ impl Budget {
     pub fn new(total_bytes: usize, wait_max: Duration, in_flight_bytes: Gauge) -> Self {
         let total_units = u32::try_from(total_bytes as u64 / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
         let free = Arc::new(Semaphore::new(total_units as usize));
-        Self { free, total_units, wait_max, in_flight_bytes }
+        Self { free, total_units, wait_max, waiting: Arc::default(), in_flight_bytes }
     }
 
     /// For an upload that begins. It waits for less long: what its caller sends meanwhile fills the window of its
@@ -48,11 +66,19 @@ impl Budget {
         self.take_within(size_bytes, self.wait_max).await
     }
 
+    /// Whether anybody waits for a share.
+    pub fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
     async fn take_within(&self, size_bytes: u64, wait_max: Duration) -> Result<Share> {
         let units = u32::try_from(size_bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
         let units = units.min(self.total_units);
         let permit = Arc::clone(&self.free).acquire_many_owned(units);
-        let permit = match tokio::time::timeout(wait_max, permit).await {
+        let waiting = Waiting::of(&self.waiting);
+        let permit = tokio::time::timeout(wait_max, permit).await;
+        drop(waiting);
+        let permit = match permit {
             Ok(permit) => permit.map_err(Error::internal)?,
             Err(_) => {
                 return Err(Error::Exhausted {
@@ -78,6 +104,17 @@ impl Share {
         let size_bytes = units as i64 * UNIT_BYTES as i64;
         self.size_bytes -= size_bytes;
         Some(Self { permit, size_bytes, in_flight_bytes: self.in_flight_bytes.clone() })
+    }
+
+    /// Takes back what was split off it. A share of another budget goes back to that.
+    pub fn merge(&mut self, mut other: Self) {
+        if !Arc::ptr_eq(self.permit.semaphore(), other.permit.semaphore()) {
+            return;
+        }
+        if let Some(permit) = other.permit.split(other.permit.num_permits()) {
+            self.permit.merge(permit);
+            self.size_bytes += std::mem::take(&mut other.size_bytes);
+        }
     }
 }
 
@@ -121,5 +158,39 @@ mod tests {
         assert!(budget.take(4 << 10).await.is_err());
         drop(all);
         assert_eq!(gauge.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_split_off_is_taken_back() {
+        let gauge = Gauge::default();
+        let budget = Budget::new(8 << 10, Duration::from_millis(50), gauge.clone());
+        let mut rest = budget.take(6 << 10).await.unwrap();
+        let piece = rest.split(2 << 10).unwrap();
+        rest.merge(piece);
+        assert_eq!(gauge.get(), 6 << 10);
+        let piece = rest.split(6 << 10).unwrap();
+        drop(rest);
+        assert_eq!(gauge.get(), 6 << 10, "all of it was there to be split again");
+        let elsewhere = Budget::new(8 << 10, Duration::from_millis(50), gauge.clone());
+        let mut other = elsewhere.take(1 << 10).await.unwrap();
+        other.merge(piece);
+        assert_eq!(gauge.get(), 1 << 10);
+        let _all = budget.take(8 << 10).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_seen_by_those_who_have() {
+        let budget = Budget::new(8 << 10, Duration::from_millis(50), Gauge::default());
+        let share = budget.take(8 << 10).await.unwrap();
+        assert!(!budget.is_wanted(), "all is taken, and nobody wants more");
+        let (waited, is_wanted) = tokio::join!(budget.take(1), async {
+            tokio::task::yield_now().await;
+            budget.is_wanted()
+        });
+        assert!(waited.is_err() && is_wanted);
+        assert!(!budget.is_wanted(), "it has given up");
+        drop(share);
+        let _all = budget.take(8 << 10).await.unwrap();
+        assert!(!budget.is_wanted());
     }
 }

@@ -87,9 +87,6 @@ impl std::fmt::Debug for Hidden {
 
 /// Connecting to a store that is there takes no longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// A read of a store in the same machine, and of one that is further away.
-const PIECE_NEAR_BYTES: u64 = 1 << 20;
-const PIECE_FAR_BYTES: u64 = 4 << 20;
 /// Retries per second that no success has paid for: enough for a glitch, too few to feed an outage.
 const RETRY_FLOOR: u32 = 1;
 
@@ -103,7 +100,7 @@ struct Opened {
     root: Option<PathBuf>,
     prefix: String,
     backend: &'static str,
-    piece_bytes: u64,
+    is_far: bool,
 }
 
 impl Opened {
@@ -122,7 +119,7 @@ impl Opened {
             root: None,
             prefix,
             backend,
-            piece_bytes: PIECE_FAR_BYTES,
+            is_far: true,
         }
     }
 
@@ -143,7 +140,7 @@ impl BlobStore {
         let BlobStoreSettings { location, timeout, retry } = settings;
         let opened = match location {
             Location::Memory => Opened {
-                piece_bytes: PIECE_NEAR_BYTES,
+                is_far: false,
                 ..Opened::remote(Arc::new(InMemory::new()), String::new(), "memory")
             },
             Location::Local(folder) => {
@@ -165,15 +162,14 @@ impl BlobStore {
                     root: Some(root),
                     prefix: String::new(),
                     backend: "local",
-                    piece_bytes: PIECE_NEAR_BYTES,
+                    is_far: false,
                 }
             }
             Location::S3(s3) => open_s3(s3, timeout).map_err(wrong)?,
             Location::Gcs(gcs) => open_gcs(gcs, timeout)?,
             Location::Azure(azure) => open_azure(azure, timeout)?,
         };
-        let Opened { store, multipart, s3, signer, sas, root, prefix, backend, piece_bytes } =
-            opened;
+        let Opened { store, multipart, s3, signer, sas, root, prefix, backend, is_far } = opened;
         let ratio = retry.budget_percent as f32 / 100.0;
         Ok(Self(Arc::new(Inner {
             store,
@@ -190,7 +186,7 @@ impl BlobStore {
             retries: TpsBudget::new(Duration::from_secs(10), RETRY_FLOOR, ratio),
             retry,
             ops: Ops::new(metrics),
-            piece_bytes,
+            is_far,
         })))
     }
 }
@@ -210,12 +206,13 @@ fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
 }
 
-/// A client of HTTP, which speaks it without TLS only where the endpoint says so.
+/// A client of HTTP, which speaks it without TLS only where the endpoint says so. Time-outs are ours as well: the library's
+/// would cut a long body that keeps coming.
 fn client(timeout: Duration, endpoint: Option<&str>) -> ClientOptions {
     // One provider of cryptography for the whole program. If somebody was first, it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     ClientOptions::new()
-        .with_timeout(timeout)
+        .with_timeout_disabled()
         .with_connect_timeout(CONNECT_MAX.min(timeout))
         .with_allow_http(endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")))
 }

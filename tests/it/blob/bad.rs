@@ -302,7 +302,7 @@ async fn what_is_not_read_is_cut_and_frees_its_memory() {
 }
 
 /// As others than tonic open a stream: with room for 64 KiB.
-async fn narrow(world: &World) -> As {
+pub async fn narrow(world: &World) -> As {
     let endpoint = tonic::transport::Endpoint::from_shared(world.address.clone()).unwrap();
     let narrow = endpoint.initial_stream_window_size(65_535);
     crate::world::through(narrow.connect().await.unwrap())
@@ -310,14 +310,21 @@ async fn narrow(world: &World) -> As {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_keep_little_from_others() {
-    let settings = [("blob_in_flight_bytes", "8388608"), ("metrics_listen", "127.0.0.1:0")];
-    let (world, _folder) = on_disk(&settings).await;
+    let (world, _folder) = on_disk(LITTLE).await;
+    slow_readers_keep_little(world, 24).await;
+}
+
+/// Room for a few streams, and a page that tells how much of it is taken.
+pub const LITTLE: crate::world::Settings<'static> =
+    &[("blob_in_flight_bytes", "8388608"), ("metrics_listen", "127.0.0.1:0")];
+
+pub async fn slow_readers_keep_little(world: World, readers: usize) {
     let me = world.anonymous();
     let given = bytes(60, 3 * MIB);
     upload(&me, &given).await;
     // Were each of them to keep what was read ahead for it, they would have all there is several times.
     let mut slow = Vec::new();
-    for _ in 0..24 {
+    for _ in 0..readers {
         let they = narrow(&world).await;
         let mut stream =
             they.blobs().download_blob(whole(digest(&given))).await.unwrap().into_inner();
@@ -331,7 +338,7 @@ async fn slow_readers_keep_little_from_others() {
         line.unwrap().rsplit(' ').next().unwrap().parse::<usize>().unwrap()
     };
     // The first chunk is within what a client takes unread, and the next one waits for room.
-    let little = 24 * (128 << 10);
+    let little = readers * (128 << 10);
     super::killed::until("little is kept", async || in_flight().await <= little).await;
     assert!(in_flight().await > 0, "what is on its way is counted");
     let began = Instant::now();
@@ -412,21 +419,22 @@ async fn slow_writers_keep_little_from_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_share_few_bytes() {
-    few_bytes_are_shared(&[]).await;
+    let (world, _folder) = on_disk(&few_bytes(&[])).await;
+    few_bytes_are_shared(world, 12).await;
 }
 
-pub async fn few_bytes_are_shared(further: crate::world::Settings<'_>) {
-    let mut settings = vec![
-        ("blob_in_flight_bytes", "8388608"),
-        ("metrics_listen", "127.0.0.1:0"),
-        ("blob_put_concurrency", "4"),
-        ("blob_idle_timeout_ms", "8000"),
-    ];
+/// Settings for what follows, and further ones.
+pub fn few_bytes<'a>(further: crate::world::Settings<'a>) -> Vec<(&'a str, &'a str)> {
+    let mut settings = LITTLE.to_vec();
+    settings.extend([("blob_put_concurrency", "4"), ("blob_idle_timeout_ms", "8000")]);
     settings.extend(further);
-    let (world, _folder) = on_disk(&settings).await;
+    settings
+}
+
+pub async fn few_bytes_are_shared(world: World, streams: u64) {
     let pages = world.pages.unwrap();
     let mut tasks = tokio::task::JoinSet::new();
-    for n in 0..12 {
+    for n in 0..streams {
         let me = world.anonymous();
         tasks.spawn(async move {
             let given = bytes(700 + n, 9 * MIB + n as usize);

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 /// How long one request to the store may take here: ample for a healthy one, even beside many other tests.
 const TIMEOUT: Duration = Duration::from_millis(1200);
 
-struct Behind {
-    world: World,
-    proxy: Proxy,
+pub struct Behind {
+    pub world: World,
+    pub proxy: Proxy,
     /// Past the proxy.
     store: AmazonS3,
 }
@@ -23,16 +23,16 @@ struct Behind {
 impl Behind {
     /// A server whose store is behind a proxy, or none where the run does without S3.
     async fn new() -> Option<Self> {
-        Self::with(TIMEOUT).await
+        Self::with(TIMEOUT, &[]).await
     }
 
     /// One request to the store may take so long.
-    async fn with(timeout: Duration) -> Option<Self> {
+    pub async fn with(timeout: Duration, further: crate::world::Settings<'_>) -> Option<Self> {
         let server = server().await?;
         let (name, store) = bucket(server).await;
         let proxy = Proxy::start(&server.endpoint).await;
         let (url, timeout) = (format!("s3://{name}"), timeout.as_millis().to_string());
-        let settings = [
+        let mut settings = vec![
             ("blob_store_url", url.as_str()),
             ("s3_endpoint", proxy.endpoint.as_str()),
             ("s3_access_key_id", server.access_key.as_str()),
@@ -44,6 +44,7 @@ impl Behind {
             ("blob_probe_interval_ms", "3600000"),
             ("blob_scrub_period_ms", "0"),
         ];
+        settings.extend(further);
         let world = World::with(&settings).await;
         Some(Self { world, proxy, store })
     }
@@ -89,8 +90,10 @@ fn faults() -> Vec<Fault> {
         Fault::ErrorIn200,
         Fault::Slow(2 * TIMEOUT),
         Fault::Torn,
+        Fault::Stalled(2 * TIMEOUT),
         Fault::LengthTooLong,
         Fault::LengthTooShort,
+        Fault::TooLong,
         Fault::Flipped,
         Fault::CutBefore,
         Fault::CutAfter,
@@ -133,26 +136,26 @@ async fn what_comes_back_is_right_or_an_error() {
 async fn a_range_is_as_long_as_was_asked_or_an_error() {
     let behind = behind!();
     let me = behind.world.anonymous();
-    for (n, fault) in [
-        Fault::Torn,
-        Fault::LengthTooLong,
-        Fault::LengthTooShort,
-        Fault::CutAfter,
-        Fault::ErrorIn200,
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let given = bytes(280 + n as u64, 1000);
+    for (n, size) in [(0, 1000), (1, 9 * MIB)] {
+        let given = bytes(280 + n, size);
         upload(&me, &given).await;
-        behind.proxy.on("GET", "/t/", When::Every, fault);
-        let range = pb::DownloadBlobRequest { offset: 3, limit: 900, ..whole(digest(&given)) };
-        let status = download(&me, range).await.expect_err("an error");
-        assert!(
-            matches!(status.code(), Code::Unavailable | Code::DataLoss),
-            "{fault:?}: {status:?}"
-        );
-        behind.proxy.heal();
+        for fault in [
+            Fault::Torn,
+            Fault::LengthTooLong,
+            Fault::LengthTooShort,
+            Fault::TooLong,
+            Fault::CutAfter,
+            Fault::ErrorIn200,
+        ] {
+            behind.proxy.on("GET", "/t/", When::Every, fault);
+            let limit = size as i64 - 100;
+            let range = pb::DownloadBlobRequest { offset: 3, limit, ..whole(digest(&given)) };
+            let status = download(&me, range.clone()).await.expect_err("an error");
+            assert_eq!(status.code(), Code::Unavailable, "{fault:?} of {size}: {status:?}");
+            behind.proxy.heal();
+            let (_, found) = download(&me, range).await.unwrap();
+            assert!(found == given[3..3 + limit as usize], "{fault:?} of {size}");
+        }
     }
     behind.world.close().await;
 }
@@ -235,9 +238,8 @@ async fn a_store_that_is_down_is_not_asked_again_and_again() {
 async fn a_slow_store_does_not_outlast_a_callers_deadline() {
     const ASKED: Duration = Duration::from_millis(500);
     const SLOW: Duration = Duration::from_secs(20);
-    let Some(behind) = Behind::with(2 * SLOW).await else { return };
+    let Some(behind) = Behind::with(2 * SLOW, &[]).await else { return };
     let me = behind.world.anonymous();
-    // Pieces enough for several requests at once.
     let given = bytes(401, 9 * MIB);
     upload(&me, &given).await;
     behind.proxy.on("GET", "/t/", When::Every, Fault::Slow(SLOW));
@@ -255,7 +257,7 @@ async fn a_slow_store_does_not_outlast_a_callers_deadline() {
     );
     assert!(took > ASKED / 2 && took < ASKED + SLOW / 4, "{took:?}");
     let proxy = &behind.proxy;
-    assert!(proxy.attempts("GET", "/t/") > 1);
+    assert_eq!(proxy.attempts("GET", "/t/"), 1);
     // Long before the store would have answered, nobody waits for it any more, and nobody asks again.
     until("the store is let go", async || proxy.late() == 0).await;
     assert!(began.elapsed() < ASKED + SLOW / 4, "{:?}", began.elapsed());

@@ -239,5 +239,6 @@ async fn a_repeated_upload_of_an_encrypted_blob_gets_the_first_answer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_encrypted_streams_share_few_bytes() {
-    super::bad::few_bytes_are_shared(&[("blob_key", OLD)]).await;
+    let (world, _folder) = on_disk(&super::bad::few_bytes(&[("blob_key", OLD)])).await;
+    super::bad::few_bytes_are_shared(world, 12).await;
 }

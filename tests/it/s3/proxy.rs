@@ -24,10 +24,16 @@ pub enum Fault {
     Slow(Duration),
     /// Half of the answer's body comes, then the connection ends.
     Torn,
+    /// Half of the answer's body comes, and the rest so much later.
+    Stalled(Duration),
+    /// The answer's body comes in ten pieces, with such a pause before each.
+    Dripping(Duration),
     /// The answer says that its body is one byte longer than it is.
     LengthTooLong,
     /// The answer says that its body is one byte shorter than it is; what is over is not sent.
     LengthTooShort,
+    /// The body comes in HTTP's chunks, which end it, and is one byte longer than the answer says.
+    TooLong,
     /// One bit of the answer's body is not what the store said.
     Flipped,
     /// The connection ends before the store hears of it.
@@ -216,6 +222,12 @@ async fn carry(
             body.truncate(body.len().saturating_sub(1));
             head = with_header(&head, "Content-Length", &body.len().to_string());
         }
+        Some(Fault::TooLong) => {
+            head = with_header(&head, "Transfer-Encoding", "chunked");
+            let size = format!("{:x}\r\n", body.len() + 1);
+            body.splice(0..0, size.into_bytes());
+            body.extend_from_slice(b"x\r\n0\r\n\r\n");
+        }
         Some(Fault::Flipped) => {
             let middle = body.len() / 2;
             body[middle] ^= 1;
@@ -223,7 +235,26 @@ async fn carry(
         _ => {}
     }
     client.write_all(head.as_bytes()).await?;
-    client.write_all(&body).await?;
+    let mut rest = &body[..];
+    match fault {
+        Some(Fault::Stalled(late)) => {
+            let (first, second) = rest.split_at(rest.len() / 2);
+            client.write_all(first).await?;
+            rest = second;
+            if !is_waited_for(&mut client, late, plan).await {
+                return Ok(());
+            }
+        }
+        Some(Fault::Dripping(pause)) => {
+            for piece in rest.chunks(rest.len().div_ceil(10).max(1)) {
+                tokio::time::sleep(pause).await;
+                client.write_all(piece).await?;
+            }
+            rest = &[];
+        }
+        _ => {}
+    }
+    client.write_all(rest).await?;
     client.shutdown().await
 }
 

@@ -122,16 +122,6 @@ impl Opened {
             is_far: true,
         }
     }
-
-    /// A store that signs URLs.
-    fn signing<S: ObjectStore + MultipartStore + Signer>(
-        store: Arc<S>,
-        prefix: String,
-        backend: &'static str,
-    ) -> Self {
-        let signer: Arc<dyn Signer> = Arc::clone(&store) as _;
-        Self { signer: Some(signer), ..Self::remote(store, prefix, backend) }
-    }
 }
 
 impl BlobStore {
@@ -271,8 +261,8 @@ fn open_gcs(gcs: Gcs, timeout: Duration) -> Result<Opened> {
     }
     let store = Arc::new(builder.build().map_err(wrong)?);
     // The library always signs for Google's own host.
-    let open = if endpoint.is_some() { Opened::remote } else { Opened::signing };
-    Ok(open(store, prefix, "gcs"))
+    let signer = endpoint.is_none().then(|| Arc::clone(&store) as _);
+    Ok(Opened { signer, ..Opened::remote(store, prefix, "gcs") })
 }
 
 #[cfg(not(feature = "gcs"))]
@@ -300,7 +290,8 @@ fn open_azure(azure: Azure, timeout: Duration) -> Result<Opened> {
     let sas = sas::Key::new(account, container, &key)
         .ok_or_else(|| Error::invalid("azure_access_key", "is not base64"))?;
     let store = Arc::new(builder.with_access_key(key).build().map_err(wrong)?);
-    Ok(Opened { sas: Some(sas), ..Opened::signing(store, prefix, "azure") })
+    let signer: Arc<dyn Signer> = Arc::clone(&store) as _;
+    Ok(Opened { sas: Some(sas), signer: Some(signer), ..Opened::remote(store, prefix, "azure") })
 }
 
 #[cfg(not(feature = "azure"))]

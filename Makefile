@@ -84,6 +84,8 @@ bench-vectors: postgres corpus ## Measure searches by vector, and recall on real
 	$(CARGO) bench --locked --bench vectors -- --corpus $(CORPUS) --out benches/vectors/corpus.md
 	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1536 --out benches/vectors/made-1536.md
 	$(CARGO) bench --locked --bench vectors -- --rows 20000 --dimensions 1024 --out benches/vectors/made-1024.md
+	$(CARGO) bench --locked --bench vectors -- --rows 200000 --kinds hnsw-binary,hnsw-float32 --exact-searches 5 \
+	  --out benches/vectors/made-200k.md
 
 # Of the suite, what is about blobs.
 BLOBS := blob-upload blob-upload-sealed blob-download blob-download-sealed blob-small blob-slow-readers
